@@ -1,0 +1,34 @@
+"""The remote script: read from the installed ``clearml-session`` package, which is never imported."""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from ..errors import ClearMLSessionError
+
+
+class RemoteScriptMissing(ClearMLSessionError):
+    """The clearml-session package, whose remote script every session runs, is not installed."""
+
+    code = "remote_script_missing"
+    status = 424
+    default_hint = "Install it: pip install 'clearml-session>=0.17,<0.18'."
+
+
+@functools.lru_cache(maxsize=4)
+def remote_source(name: str) -> str:
+    """Return the text of one file of the package; raises RemoteScriptMissing."""
+    try:
+        for path in files("clearml-session") or ():
+            if path.name == name and path.parent.name == "clearml_session":
+                return Path(str(path.locate())).read_text(encoding="utf-8")
+    except (PackageNotFoundError, OSError):
+        pass
+    raise RemoteScriptMissing(f"The installed clearml-session has no {name}.")
+
+
+def session_script() -> str:
+    """Return the script of an ordinary session, put together as the command line does."""
+    return remote_source("tcp_proxy.py") + "\n\n" + remote_source("interactive_session_task.py")

@@ -1,0 +1,256 @@
+"""From an SSH exec channel to a socket with frames: start the helper over there and splice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from ..errors import ClearMLSessionError, KernelFailed, RemoteDeadline
+from ..remote.helper import READY
+from .bundle import SEND, attach_command, bundle
+
+ATTACH_TIMEOUT = 60.0
+"""Seconds for starting the helper: a slow file system over there may need most of them."""
+CHUNK = 256 * 1024
+SOCKET_BUFFER = 1024 * 1024
+BATCH = 64
+SMALL = 16 * 1024
+
+
+class ByteProcess(Protocol):
+    """What is needed of a remote process (`ssh.channel.Process`)."""
+
+    async def read(self, limit: int = -1) -> bytes: ...
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    def deliver_to(self, sink: Callable[[bytes], None]) -> None: ...
+    def pause_delivery(self) -> None: ...
+    def resume_delivery(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+StartProcess = Callable[[str], Awaitable[ByteProcess]]
+
+
+class Handshake:
+    """What is said before the frames begin: the file is sent if it is not there, then the helper is ready."""
+
+    def __init__(self) -> None:
+        self._input = b""
+        self._sent = False
+        self.info: dict[str, Any] | None = None
+        """The helper's greeting; set when the frames begin."""
+        self.rest = b""
+        """Bytes of frames that came with the greeting."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what has come and return what is to be sent. Raises KernelFailed.
+
+        Anything that a login shell prints before is skipped.
+        """
+        self._input += data
+        if not self._sent and SEND + b"\n" in self._input:
+            self._sent = True
+            return bundle()
+        _, found, after = self._input.partition(READY)
+        line, newline, rest = after.partition(b"\n")
+        if found and newline:
+            self.info = json.loads(line)
+            assert self.info is not None
+            self.rest = rest
+            if "error" in self.info:
+                raise KernelFailed(
+                    f"The kernel helper cannot run on the remote machine: {self.info['error']}"
+                )
+        return b""
+
+
+async def open_channel(
+    start_process: StartProcess, session_id: str, client_id: str
+) -> tuple[ByteProcess, bytes]:
+    """Start ``attach`` over there; return the channel and the first bytes of its frames.
+
+    Raises
+    ------
+    TunnelDown
+        There is no SSH connection now.
+    KernelFailed
+        The helper could not be started.
+    RemoteDeadline
+        It did not answer in time.
+    """
+    process = await start_process(attach_command(session_id, client_id))
+    handshake = Handshake()
+    try:
+        await asyncio.wait_for(_shake(process, handshake), ATTACH_TIMEOUT)
+    except asyncio.TimeoutError as error:
+        process.abort()
+        raise RemoteDeadline("The kernel helper on the remote machine did not answer in time.") from error
+    except BaseException:
+        process.abort()
+        raise
+    return process, handshake.rest
+
+
+def as_socket(process: ByteProcess, first: bytes) -> socket.socket:
+    """Return a socket that carries the bytes of a channel; the running loop splices them."""
+    ours, theirs = socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+    ours.setblocking(False)
+    splice(process, ours, first)
+    return theirs
+
+
+def splice(process: ByteProcess, sock: socket.socket, first: bytes = b"") -> asyncio.Task[None]:
+    """Carry bytes between a remote process and a non-blocking socket until either ends; close both then."""
+    task = asyncio.get_running_loop().create_task(_splice(process, sock, first))
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    return task
+
+
+_running: set[asyncio.Task[None]] = set()
+
+
+async def _shake(process: ByteProcess, handshake: Handshake) -> None:
+    while handshake.info is None:
+        data = await process.read()
+        if not data:
+            stderr = bytes(getattr(process, "stderr", b"")).decode(errors="replace").strip()[-500:]
+            raise KernelFailed("The kernel helper could not be started on the remote machine.", stderr=stderr)
+        answer = handshake.feed(data)
+        for start in range(0, len(answer), CHUNK):
+            process.write(answer[start : start + CHUNK])
+            await process.drain()
+
+
+async def _splice(process: ByteProcess, sock: socket.socket, first: bytes) -> None:
+    inward, outward = _Inward(process, sock), _Outward(process, sock)
+    inward.put(first)
+    process.deliver_to(inward.put)
+    tasks = [asyncio.ensure_future(_until_end(process, inward)), asyncio.ensure_future(outward.run())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        process.abort()
+        inward.close()
+        sock.close()
+        for result in results:
+            # A broken connection ends the wire, which is resumed; anything else is a mistake of ours.
+            if isinstance(result, Exception) and not isinstance(result, (OSError, ClearMLSessionError)):
+                raise result
+
+
+async def _until_end(process: ByteProcess, inward: _Inward) -> None:
+    while data := await process.read():
+        inward.put(data)  # what had arrived before delivery began
+
+
+class _Outward:
+    """From the socket to the channel, by callbacks: a coroutine would cost a turn of the loop for each message."""
+
+    def __init__(self, process: ByteProcess, sock: socket.socket) -> None:
+        self._process = process
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._unflushed = 0
+        self._full = asyncio.Event()
+        self._error: Exception | None = None
+
+    async def run(self) -> None:
+        """Carry until the socket ends. Raises OSError or ConnectionLost."""
+        while True:
+            self._full.clear()
+            self._unflushed = 0
+            self._loop.add_reader(self._sock, self._on_readable)
+            try:
+                await self._full.wait()
+            finally:
+                self._loop.remove_reader(self._sock)
+            if self._error is not None:
+                raise self._error
+            await self._process.drain()
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(CHUNK)
+            if not data:
+                raise ConnectionResetError("the relay closed the wire")
+            self._process.write(data)
+        except BlockingIOError:
+            return
+        except (OSError, ClearMLSessionError) as error:
+            self._error = error
+            self._full.set()
+            return
+        self._unflushed += len(data)
+        if self._unflushed >= CHUNK:
+            self._full.set()
+
+
+class _Inward:
+    """From the channel to the socket. What arrives in one turn of the event loop leaves in one system call.
+
+    The thread at the other end of the socket wakes for each write and then competes for the interpreter: with a
+    write for every SSH packet, a large message takes twice the time.
+    """
+
+    def __init__(self, process: ByteProcess, sock: socket.socket) -> None:
+        self._process = process
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._chunks: deque[memoryview] = deque()
+        self._scheduled = False
+        self._waiting = False
+
+    def put(self, data: bytes) -> None:
+        if not data:
+            return
+        self._chunks.append(memoryview(data))
+        if self._scheduled or self._waiting:
+            return
+        if len(data) <= SMALL:
+            self._flush()  # a turn of the loop later would only be later
+            return
+        self._scheduled = True
+        self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        self._chunks.clear()
+        if self._waiting:
+            self._waiting = False
+            self._loop.remove_writer(self._sock)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        try:
+            while self._chunks:
+                written = self._sock.sendmsg([self._chunks[n] for n in range(min(len(self._chunks), BATCH))])
+                while written:
+                    chunk = self._chunks.popleft()
+                    if written < len(chunk):
+                        self._chunks.appendleft(chunk[written:])
+                    written -= min(written, len(chunk))
+        except BlockingIOError:
+            if not self._waiting:
+                self._waiting = True
+                self._process.pause_delivery()
+                self._loop.add_writer(self._sock, self._flush)
+            return
+        except OSError:
+            self.close()
+            self._process.abort()  # the other end is gone; `read` and `write` say so
+            return
+        if self._waiting:
+            self._waiting = False
+            self._loop.remove_writer(self._sock)
+            self._process.resume_delivery()

@@ -1,0 +1,500 @@
+"""The local end of the relay: one thread that joins the kernels' local sockets and the link to the helper.
+
+A thread of its own, with plain ZMQ sockets and one poller: a flood of output then costs the server's event loop
+only the decryption, and the same code serves processes that have no running event loop (``jupyter console``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from ..errors import ClearMLSessionError, KernelFailed
+from ..remote.wire import EVENT, IOPUB, REQUEST, Link, Stream, Wire, WireClosed
+from .port import RETRY_INTERVAL, KernelPort
+
+PING_INTERVAL = 5.0
+"""Seconds without any byte after which the helper is asked for a sign of life."""
+SILENCE_LIMIT = 20.0
+"""Seconds without any byte after which the wire is given up."""
+RETRY_MIN, RETRY_MAX = 0.1, 5.0
+
+Dial = Callable[[str], socket.socket]
+"""Returns a socket to a fresh ``attach`` of the helper, made for the client id it gets; blocks. Raises
+ClearMLSessionError or OSError."""
+
+
+class SessionChannel:
+    """What one process knows of one session's helper.
+
+    Parameters
+    ----------
+    dial:
+        Called in a thread of its own for each new wire; it gets the client id.
+    on_state:
+        Called with ``(up, cause)`` when the link comes up or breaks, in the channel's thread.
+    """
+
+    def __init__(
+        self,
+        dial: Dial,
+        *,
+        on_state: Callable[[bool, str], None] = lambda up, cause: None,
+        on_taken: Callable[[str], None] = lambda kernel_id: None,
+        log: logging.Logger | logging.LoggerAdapter[Any] | None = None,
+    ) -> None:
+        self.client_id = uuid.uuid4().hex
+        self.up = threading.Event()
+        self.cause = "not connected yet"
+        self._dial = dial
+        self._on_state = on_state
+        self._on_taken = on_taken
+        self._log = log or logging.getLogger(__name__)
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._handlers: dict[Any, Callable[[int], Any]] = {}
+        self._link = Link(self._on_message, self._on_hello)
+        self._instance: str | None = None
+        self._ports: dict[int, KernelPort] = {}
+        self._established: set[int] = set()
+        self._next_stream = 1
+        self._next_request = 1
+        self._requests: dict[int, tuple[Future[Any], int, dict[str, Any]]] = {}
+        self._signals: dict[tuple[str, int], Future[Any]] = {}
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._dialing = False
+        self._retry_at = 0.0
+        self._retry_wait = RETRY_MIN
+        self._pinged = 0.0
+        self._closed = False
+        self._ended = threading.Event()
+        self._wake_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="clearml-session-relay", daemon=True)
+
+    # -- for all threads -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect, and keep connected until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread. The kernels go on living; what they say waits at the helper."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+
+    @property
+    def closed(self) -> bool:
+        """True when it has ended; it does not come back."""
+        return self._closed
+
+    @property
+    def has_ports(self) -> bool:
+        """True while a kernel has its local sockets here."""
+        return bool(self._ports)
+
+    def finish(self, timeout: float = 5.0) -> None:
+        """Wait until all requests are answered, at most ``timeout`` seconds, and close."""
+        deadline = time.monotonic() + timeout
+        while self._requests and self.up.is_set() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.close()
+
+    def redial(self) -> None:
+        """Try to connect now, not at the end of the wait."""
+        self._call(self._forget_wait)
+
+    def request(self, method: str, **params: Any) -> Future[Any]:
+        """Ask the helper something. The request is sent once the link is up and carried out once.
+
+        The future's exception is a KernelFailed.
+        """
+        future: Future[Any] = Future()
+        self._call(lambda: self._send_request(future, 0, method, params))
+        return future
+
+    def signal(self, kernel_id: str, signum: int) -> Future[Any]:
+        """Send a signal to a kernel. While one is under way, the same one again is not sent twice."""
+        future: Future[Any] = Future()
+
+        def send() -> None:
+            pending = self._signals.get((kernel_id, signum))
+            if pending is not None:
+                pending.add_done_callback(lambda done: _copy_result(done, future))
+                return
+            self._signals[kernel_id, signum] = future
+            future.add_done_callback(lambda done: self._signals.pop((kernel_id, signum), None))
+            self._send_request(future, 0, "signal", {"kernel_id": kernel_id, "signum": signum})
+
+        self._call(send)
+        return future
+
+    def open_port(self, base: Path, key: bytes, signature_scheme: str) -> Future[int]:
+        """Bind the local sockets of a kernel; gives the number of its stream."""
+        future: Future[int] = Future()
+
+        def bind() -> None:
+            if self._closed:
+                _settle(future, error=KernelFailed("The connection to the session was closed."))
+                return
+            try:
+                port = KernelPort(self._context, base, key, signature_scheme)
+            except zmq.ZMQError as error:
+                _settle(future, error=KernelFailed(f"The kernel's local sockets cannot be made: {error}"))
+                return
+            number = self._next_stream
+            self._next_stream += 1
+            self._add_port(number, port)
+            _settle(future, number)
+
+        self._call(bind)
+        return future
+
+    def port(self, stream: int) -> KernelPort | None:
+        """Return the local end of a kernel."""
+        return self._ports.get(stream)
+
+    def start_kernel(self, stream: int, hold_for: int, **params: Any) -> Future[Any]:
+        """Start (or adopt) the kernel of a stream; socket files that jupyter_client removed are made again.
+
+        ``hold_for``: the output that an adopted kernel made meanwhile is kept back until so many subscribers
+        are there, so that it does not go to nobody.
+        """
+        future: Future[Any] = Future()
+
+        def send() -> None:
+            port = self._ports.get(stream)
+            if port is None:
+                _settle(future, error=KernelFailed("The connection to the session was closed."))
+                return
+            port.exit_status = None
+            port.hold_for = hold_for
+            port.bind()
+            self._send_request(future, stream, "start", {**params, "stream": stream})
+
+        self._call(send)
+        return future
+
+    def close_port(self, stream: int) -> Future[None]:
+        """Unbind the local sockets of a kernel."""
+        future: Future[None] = Future()
+
+        def close() -> None:
+            self._remove_port(stream)
+            _settle(future)
+
+        self._call(close)
+        return future
+
+    # -- the thread ----------------------------------------------------------------------------------------
+
+    def _call(self, function: Callable[[], None]) -> None:
+        self._calls.append(function)
+        self._wake()
+        if self._ended.is_set():
+            self._run_calls()  # nobody else does any more
+
+    def _wake(self) -> None:
+        with self._wake_lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            if not self._ended.is_set():
+                os.write(self._wake_write, b"w")
+
+    def _run(self) -> None:
+        self._watch(self._wake_read, self._on_wake)
+        try:
+            while not self._closed:
+                self._turn()
+        except Exception:
+            # A mistake of ours must not end as a kernel that says nothing for ever.
+            self._log.exception("the relay of the session's kernels has failed")
+            raise
+        finally:
+            self._closed = True
+            self._shut()
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        for target, events in self._poller.poll(self._wait(now)):
+            handler = self._handlers.get(target)
+            if handler is not None:
+                handler(events)
+        for port in list(self._ports.values()):
+            if port.stalled:
+                port.retry()
+        now = time.monotonic()
+        self._keep_connected(now)
+        self._write(now)
+
+    def _wait(self, now: float) -> int:
+        """Milliseconds until something is due."""
+        due = now + min(1.0, PING_INTERVAL)
+        if any(port.stalled for port in self._ports.values()):
+            due = now + RETRY_INTERVAL
+        if self._link.deadline is not None:
+            due = min(due, self._link.deadline)
+        if self._link.wire is None and not self._dialing:
+            due = min(due, self._retry_at)
+        return max(0, int((due - now) * 1000) + 1) if due > now else 0
+
+    def _watch(self, target: Any, handler: Callable[[int], Any], events: int = zmq.POLLIN) -> None:
+        self._handlers[target] = handler
+        self._poller.register(target, events)
+
+    def _unwatch(self, target: Any) -> None:
+        if self._handlers.pop(target, None) is not None:
+            self._poller.unregister(target)
+
+    def _on_wake(self, events: int) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            return
+        self._run_calls()
+
+    def _run_calls(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._calls.popleft()()
+
+    def _shut(self) -> None:
+        for number in list(self._ports):
+            self._remove_port(number)
+        self._link.close()
+        for future, _, _ in self._requests.values():
+            _settle(future, error=KernelFailed("The connection to the session was closed."))
+        self._requests.clear()
+        self.up.clear()
+        with self._wake_lock:
+            self._ended.set()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+        self._run_calls()
+        self._context.destroy(linger=1000)
+
+    # -- the wire ------------------------------------------------------------------------------------------
+
+    def _keep_connected(self, now: float) -> None:
+        if self._link.wire is None:
+            if not self._dialing and now >= self._retry_at:
+                self._dialing = True
+                threading.Thread(target=self._dial_once, name="clearml-session-dial", daemon=True).start()
+            return
+        silence = now - self._link.last_received
+        if silence > SILENCE_LIMIT:
+            self._lose(now, "the helper does not answer")
+        elif silence > PING_INTERVAL and now - self._pinged > PING_INTERVAL:
+            self._pinged = now
+            self._link.ping()
+
+    def _dial_once(self) -> None:
+        try:
+            sock = self._dial(self.client_id)
+        except (ClearMLSessionError, OSError) as error:
+            cause = str(error)
+            self._call(lambda: self._dial_failed(cause))
+            return
+        self._call(lambda: self._dialed(sock))
+
+    def _dial_failed(self, cause: str) -> None:
+        self._dialing = False
+        self.cause = cause
+        self._retry_at = time.monotonic() + self._retry_wait * random.uniform(0.5, 1.0)  # noqa: S311
+        self._retry_wait = min(RETRY_MAX, self._retry_wait * 2)
+        self._on_state(False, cause)
+
+    def _dialed(self, sock: socket.socket) -> None:
+        self._dialing = False
+        if self._closed:
+            sock.close()
+            return
+        fd = sock.fileno()
+
+        def closed() -> None:
+            self._unwatch(fd)
+            sock.close()
+
+        self._link.open(Wire(fd, fd, closed), {"client": self.client_id}, time.monotonic())
+        self._watch(fd, self._on_readable)
+
+    def _on_readable(self, events: int) -> None:
+        if self._link.wire is None:
+            return
+        now = time.monotonic()
+        try:
+            self._link.read(now)
+        except WireClosed as error:
+            self._lose(now, str(error))
+
+    def _write(self, now: float) -> None:
+        wire = self._link.wire
+        if wire is None:
+            return
+        try:
+            self._link.write(now)
+        except WireClosed as error:
+            self._lose(now, str(error))
+            return
+        self._poller.register(wire.read_fd, zmq.POLLIN | (zmq.POLLOUT if wire.pending else 0))
+
+    def _lose(self, now: float, cause: str) -> None:
+        self._link.close()
+        self._retry_at = now
+        self.cause = cause
+        if self.up.is_set():
+            self.up.clear()
+            self._log.info("the link to the kernels is down: %s", cause)
+            self._on_state(False, cause)
+        else:
+            # A wire that broke before it was of use: not again at once.
+            self._retry_at = now + self._retry_wait
+            self._retry_wait = min(RETRY_MAX, self._retry_wait * 2)
+
+    def _forget_wait(self) -> None:
+        self._retry_at, self._retry_wait = 0.0, RETRY_MIN
+
+    def _on_hello(self, hello: dict[str, Any]) -> None:
+        instance = str(hello.get("instance"))
+        if self._instance is not None and instance != self._instance:
+            self._helper_lost()
+        self._instance = instance
+        known = {int(number) for number in hello["received"]}
+        for number in self._established - known:
+            self._kernel_lost(number)
+        self._retry_wait = RETRY_MIN
+        self.cause = ""
+        self.up.set()
+        self._on_state(True, "")
+
+    def _helper_lost(self) -> None:
+        """The helper ended, with all kernels, and another one answers: begin anew.
+
+        Requests that were not answered are sent again. What they had done died with the helper.
+        """
+        self._log.warning("the helper on the remote machine was restarted: its kernels are lost")
+        self._link.streams[0] = Stream()
+        for number in list(self._established):
+            self._kernel_lost(number)
+        for _, _, body in self._requests.values():
+            self._link.send(0, REQUEST, [json.dumps(body).encode()])
+
+    def _kernel_lost(self, number: int) -> None:
+        self._established.discard(number)
+        port = self._ports.get(number)
+        if port is not None and port.exit_status is None:
+            port.exit_tail = ["The remote kernel is gone: the helper that ran it has ended."]
+            port.exit_status = -9
+        if number in self._link.streams:
+            self._link.streams[number] = Stream()
+
+    # -- messages ------------------------------------------------------------------------------------------
+
+    def _add_port(self, number: int, port: KernelPort) -> None:
+        self._ports[number] = port
+        self._link.streams[number] = Stream()
+        port.on_pause = lambda paused: self._pause(number, paused)
+        for channel, sock in port.sockets.items():
+            if channel == IOPUB:
+                self._watch(sock, lambda events: port.subscription())
+            else:
+                self._watch(sock, self._forwarder(number, port, channel))
+        self._watch(port.heartbeat, lambda events: port.beat())
+
+    def _forwarder(self, number: int, port: KernelPort, channel: int) -> Callable[[int], None]:
+        def forward(events: int) -> None:
+            for parts in port.receive(channel):
+                self._link.send(number, channel, parts)
+
+        return forward
+
+    def _pause(self, number: int, paused: bool) -> None:
+        if paused:
+            self._link.streams[number].paused = True
+        else:
+            self._link.resume(number, time.monotonic())
+
+    def _remove_port(self, number: int) -> None:
+        port = self._ports.pop(number, None)
+        if port is None:
+            return
+        for sock in [*port.sockets.values(), port.heartbeat]:
+            self._unwatch(sock)
+        port.close()
+        self._established.discard(number)
+        self._link.streams.pop(number, None)
+
+    def _on_message(self, number: int, channel: int, parts: list[Any]) -> None:
+        if number == 0:
+            self._on_answer(json.loads(bytes(parts[0])))
+            return
+        port = self._ports[number]
+        if channel != EVENT:
+            port.deliver(channel, parts)
+            return
+        event = json.loads(bytes(parts[0]))
+        if event["event"] == "exit":
+            port.exit_tail = event["tail"]
+            port.exit_status = event["status"]
+
+    def _send_request(self, future: Future[Any], stream: int, method: str, params: dict[str, Any]) -> None:
+        if self._closed:
+            _settle(future, error=KernelFailed("The connection to the session was closed."))
+            return
+        number = self._next_request
+        self._next_request += 1
+        body = {"id": number, "method": method, "params": params}
+        self._requests[number] = (future, stream, body)
+        self._link.send(0, REQUEST, [json.dumps(body).encode()])
+
+    def _on_answer(self, answer: dict[str, Any]) -> None:
+        if answer.get("event") == "taken":
+            self._on_taken(str(answer["kernel_id"]))
+            return
+        future, stream, _ = self._requests.pop(answer["id"], (None, 0, {}))
+        if future is None:
+            return
+        if "error" in answer:
+            _settle(future, error=KernelFailed(f"The helper on the remote machine: {answer['error']}"))
+            return
+        port = self._ports.get(stream)
+        if port is not None:
+            self._established.add(stream)
+            port.started(answer["result"].get("adopted"))
+        _settle(future, answer["result"])
+
+
+def _settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
+    """Finish a future, unless whoever waited has given it up."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _copy_result(done: Future[Any], future: Future[Any]) -> None:
+    if done.cancelled():
+        future.cancel()
+        return
+    error = done.exception()
+    _settle(future, None if error else done.result(), error)

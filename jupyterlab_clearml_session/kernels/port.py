@@ -1,0 +1,209 @@
+"""The local end of one kernel: the five ZMQ sockets that Jupyter clients connect to.
+
+Messages pass as they are: the kernel got the signing key of the local kernel manager, so nothing is parsed or
+signed again on the way. Heartbeats are answered here, as long as the kernel's process is alive as far as is
+known: a link that is down is not a dead kernel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+from jupyter_client.session import Session
+
+from ..remote.kernel import send_parts
+from ..remote.wire import CONTROL, IOPUB, SHELL, STDIN
+
+NAMES = {SHELL: "shell", IOPUB: "iopub", STDIN: "stdin", CONTROL: "control"}
+OUTPUT_QUEUE = 20_000
+"""Messages that wait for a slow subscriber before the stream is paused."""
+STALL_LIMIT = 10.0
+"""Seconds after which a subscriber that takes nothing no longer holds up the others: it loses output."""
+RETRY_INTERVAL = 0.005
+UNCLAIMED_LIMIT = 64
+BATCH = 256
+
+
+class KernelPort:
+    """Belongs to the thread of its channel; only `exit_status`, `exit_tail` and `info` are for others to read.
+
+    Parameters
+    ----------
+    base:
+        Path to which ``-1`` to ``-5`` are added: the files of the sockets.
+    key, signature_scheme:
+        With which the kernel signs; used for the welcome message only.
+    """
+
+    def __init__(self, context: zmq.Context[Any], base: Path, key: bytes, signature_scheme: str) -> None:
+        self.info: dict[str, Any] = {
+            "transport": "ipc",
+            "ip": str(base),
+            "key": key,
+            "signature_scheme": signature_scheme,
+            **{f"{name}_port": number for number, name in enumerate([*NAMES.values(), "hb"], start=1)},
+        }
+        self.exit_status: int | None = None
+        self.exit_tail: list[str] = []
+        self.on_pause: Callable[[bool], None] = lambda paused: None
+        self._base = base
+        self._session = Session(key=key, signature_scheme=signature_scheme)
+        self.hold_for = 0
+        """Subscribers for whom the output of an adopted kernel waits."""
+        self._holding = False
+        self._subscribers = 0
+        self._backlog: deque[list[Any]] = deque()
+        self._stalled_since: float | None = None
+        # Replies whose client is not connected: it went away, or comes back after a restart of the server.
+        self._unclaimed: deque[tuple[int, list[Any]]] = deque(maxlen=UNCLAIMED_LIMIT)
+        self.sockets: dict[int, zmq.Socket[Any]] = {}
+        for channel in NAMES:
+            sock = self.sockets[channel] = context.socket(zmq.XPUB if channel == IOPUB else zmq.ROUTER)
+            sock.linger = 0
+            if channel == IOPUB:
+                sock.setsockopt(zmq.XPUB_VERBOSER, 1)
+                sock.setsockopt(zmq.XPUB_NODROP, 1)
+                sock.set_hwm(OUTPUT_QUEUE)
+            else:
+                # A client that reconnects under its old name takes the place of its dead connection.
+                sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
+                sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+                sock.set_hwm(0)
+        self.heartbeat = context.socket(zmq.ROUTER)
+        self.heartbeat.linger = 0
+        self.bind()
+
+    def bind(self) -> None:
+        """Bind the sockets whose files are not there (jupyter_client removes them at a restart)."""
+        for number, sock in enumerate([*self.sockets.values(), self.heartbeat], start=1):
+            path = f"{self._base}-{number}"
+            if Path(path).exists():
+                continue
+            if sock.getsockopt(zmq.LAST_ENDPOINT):
+                sock.unbind(f"ipc://{path}")
+            sock.bind(f"ipc://{path}")
+
+    def close(self) -> None:
+        """Close the sockets, with what is in them sent on, and remove their files."""
+        for number, sock in enumerate([*self.sockets.values(), self.heartbeat], start=1):
+            sock.close(linger=1000)
+            Path(f"{self._base}-{number}").unlink(missing_ok=True)
+
+    def started(self, adopted: dict[str, str] | None) -> None:
+        """The kernel is there; an adopted one signs with the key that it got at its birth."""
+        if adopted is None:
+            return
+        key, scheme = adopted["key"].encode(), adopted["signature_scheme"]
+        self.info.update(key=key, signature_scheme=scheme)
+        self._session = Session(key=key, signature_scheme=scheme)
+        self._holding = self._subscribers < self.hold_for
+
+    # -- from the kernel -----------------------------------------------------------------------------------
+
+    def deliver(self, channel: int, parts: list[Any]) -> None:
+        """Give a message of the kernel to the clients."""
+        if channel != IOPUB:
+            if not self._reply(channel, parts):
+                self._unclaimed.append((channel, parts))
+            return
+        if self._holding or self._backlog or not self._publish(parts):
+            self._backlog.append(parts)
+            self.on_pause(True)
+
+    @property
+    def stalled(self) -> bool:
+        """True while output waits for a subscriber that does not keep up: `retry` is due soon."""
+        return bool(self._backlog) and not self._holding
+
+    def retry(self) -> None:
+        """Publish what was kept back, as far as it goes."""
+        while self._backlog:
+            if not self._publish(self._backlog[0]):
+                return
+            self._backlog.popleft()
+        self.on_pause(False)
+
+    def _reply(self, channel: int, parts: list[Any]) -> bool:
+        try:
+            send_parts(self.sockets[channel], parts)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
+
+    def _retry_replies(self) -> None:
+        """A reply to a client that was not there: it may have come back under its old name by now."""
+        for _ in range(len(self._unclaimed)):
+            channel, parts = self._unclaimed.popleft()
+            if not self._reply(channel, parts):
+                self._unclaimed.append((channel, parts))
+
+    def _publish(self, parts: list[Any]) -> bool:
+        sock = self.sockets[IOPUB]
+        try:
+            send_parts(sock, parts)
+        except zmq.Again:
+            now = time.monotonic()
+            if self._stalled_since is None:
+                self._stalled_since = now
+            if now - self._stalled_since < STALL_LIMIT:
+                return False
+            sock.setsockopt(zmq.XPUB_NODROP, 0)
+            send_parts(sock, parts)
+            sock.setsockopt(zmq.XPUB_NODROP, 1)
+            return True
+        self._stalled_since = None
+        return True
+
+    # -- from the clients ----------------------------------------------------------------------------------
+
+    def receive(self, channel: int) -> list[list[Any]]:
+        """Return the messages that clients have sent on a channel, at most `BATCH`."""
+        messages = []
+        sock = self.sockets[channel]
+        for _ in range(BATCH):
+            try:
+                messages.append(sock.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+        if self._unclaimed and channel != IOPUB:
+            self._retry_replies()
+        return messages
+
+    def subscription(self) -> None:
+        """Deal with clients that subscribe or go: a newcomer is welcomed, which tells it that it is connected."""
+        for frames in self.receive(IOPUB):
+            if frames[0][:1] == b"\1":
+                self._subscribers += 1
+                self._welcome(frames[0][1:])
+            elif frames[0][:1] == b"\0":
+                self._subscribers -= 1
+        if self._holding and self._subscribers >= self.hold_for:
+            self._holding = False
+            self.retry()
+
+    def _welcome(self, topic: bytes) -> None:
+        content = {"subscription": topic.decode(errors="replace")}
+        message = self._session.serialize(self._session.msg("iopub_welcome", content), topic or None)
+        try:
+            self.sockets[IOPUB].send_multipart(message, zmq.NOBLOCK)
+        except zmq.Again:
+            return  # others do not keep up; the newcomer learns of its connection by the next output
+
+    def beat(self) -> None:
+        """Answer heartbeats."""
+        for _ in range(BATCH):
+            try:
+                frames = self.heartbeat.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if self.exit_status is None:
+                self.heartbeat.send_multipart(frames, zmq.NOBLOCK)
+        if self._unclaimed:
+            self._retry_replies()

@@ -1,0 +1,1 @@
+"""From the browser to the remote machine's Jupyter, VS Code and ports, over SSH channels."""

@@ -1,0 +1,61 @@
+"""What the proxy itself answers when it cannot pass a request on: JSON for programs, a small page for people."""
+
+from __future__ import annotations
+
+import html
+
+from ..errors import ClearMLSessionError, ForeignSession
+
+RETRY_AFTER = 2
+"""Seconds after which a browser asks again while the tunnel is down."""
+
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+{refresh}<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; font-family: system-ui, sans-serif; }}
+body {{ display: grid; min-height: 80vh; place-content: center; padding: 1rem; }}
+main {{ max-width: 36rem; line-height: 1.5; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p>{message}</p>
+<p>{hint}</p>
+{link}</main>
+</body>
+</html>
+"""
+
+_TITLES = {
+    403: "Someone else's session",
+    404: "No such session",
+    409: "The session is not attached",
+    503: "Reconnecting to the session",
+    504: "The remote service does not answer",
+}
+
+
+def retries(error: ClearMLSessionError) -> bool:
+    """Whether the page tries again by itself."""
+    return error.status == 503
+
+
+def page(error: ClearMLSessionError) -> str:
+    """Return a page that says what happened and what to do, and reloads itself where that will help."""
+    link = ""
+    if isinstance(error, ForeignSession):
+        link = f'<p><a href="{html.escape(error.link)}">Open it all the same</a></p>\n'
+    return _PAGE.format(
+        refresh=f'<meta http-equiv="refresh" content="{RETRY_AFTER}">\n' if retries(error) else "",
+        title=html.escape(_TITLES.get(error.status, "The remote service cannot be reached")),
+        message=html.escape(error.message),
+        hint=html.escape(error.hint),
+        link=link,
+    )

@@ -1,0 +1,465 @@
+"""The proxy's routes: who may use them, where they lead, and the streaming of each request and response."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, cast
+
+from jupyter_server.base.handlers import JupyterHandler
+from jupyter_server.utils import ensure_async, url_path_join
+from tornado import web
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import HTTPHeaders, url_concat
+from tornado.iostream import StreamClosedError
+
+from ..errors import (
+    ClearMLSessionError,
+    ConnectionLost,
+    InvalidInput,
+    RemoteBadAnswer,
+    TunnelDown,
+)
+from ..ssh.tunnel import Tunnel
+from . import answers, http1, jupyter_pages, trust
+from .headers import Route, set_cookie_names, strip_token, to_browser, to_remote
+from .splice import check_handshake, splice
+from .state import ProxyState
+from .transport import Exchange, Pool
+
+AUTH_RESOURCE = "clearml_session"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+WEBDAV = ("PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH")
+MAX_COOKIE_NAMES = 200
+UNLIMITED = 1 << 62
+BULK_BODY = 1024 * 1024
+"""Bytes from which a request body travels on the bulk connection."""
+
+_DOWNLOAD_PATH = re.compile(r"/files/|/download|/nbconvert/")
+
+
+@web.stream_request_body
+class ProxyHandler(JupyterHandler):
+    """One request, passed on to a service of a session. Subclasses say to which one (`_find`)."""
+
+    auth_resource = AUTH_RESOURCE
+    SUPPORTED_METHODS = (*METHODS, *WEBDAV)
+
+    _exchange: Exchange | None = None
+    _early: asyncio.Task[http1.ResponseHead] | None = None
+    _proxied: Route
+    _key: tuple[str, int]
+
+    @property
+    def state(self) -> ProxyState:
+        """The state shared by all requests of this server."""
+        state: ProxyState | None = self.settings.get("clearml_session_proxy")
+        if state is None:
+            state = self.settings["clearml_session_proxy"] = ProxyState()
+        return state
+
+    def _answered(self) -> bool:
+        return self._finished
+
+    async def _find(self) -> tuple[Route, Tunnel, str]:
+        """Return where the request leads, the tunnel there, and the session's id."""
+        raise NotImplementedError
+
+    # -- before the body
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        """Check who asks, find the service, and send the request's head there before the body is read."""
+        cast(HTTP1Connection, self.request.connection).set_max_body_size(UNLIMITED)
+        await super().prepare(_redirect_to_login=self._is_navigation())
+        if self._answered():
+            return
+        await self._check_access()
+        if self._answered():
+            return
+        if not self.path_args[-1]:
+            path, mark, query = (self.request.uri or "/").partition("?")
+            self.redirect(path + "/" + mark + query)
+            return
+        try:
+            self._proxied, tunnel, session_id = await self._find()
+            self._key = (session_id, self._proxied.port)
+            self._check_trust(session_id)
+            if self._answered():
+                return
+            await self._begin(self.state.pool(tunnel))
+        except ClearMLSessionError as exc:
+            self._fail(exc)
+
+    def check_xsrf_cookie(self) -> None:
+        """Let a request pass that the browser says comes from this origin; all else as Jupyter decides.
+
+        Remote applications do not know the local server's XSRF value. ``Origin`` and ``Sec-Fetch-Site`` cannot be
+        set by a page, so they prove the same (docs/security.md).
+        """
+        if not hasattr(self, "_jupyter_current_user"):
+            return  # tornado asks before Jupyter's `prepare` knows who it is; that asks again
+        if not self.token_authenticated:
+            if self.request.headers.get("Origin"):
+                if not self.check_origin():
+                    raise web.HTTPError(403, "Blocking a cross-origin request")
+                return
+            if self.request.headers.get("Sec-Fetch-Site") == "same-origin":
+                return
+        super().check_xsrf_cookie()
+
+    async def _check_access(self) -> None:
+        if self.current_user is None:
+            if self._is_navigation():
+                self.redirect(url_concat(self.get_login_url(), {"next": self.request.uri or "/"}))
+                return
+            raise web.HTTPError(403)
+        allowed = await ensure_async(
+            self.authorizer.is_authorized(self, self.current_user, "execute", AUTH_RESOURCE)
+        )
+        if not allowed:
+            raise web.HTTPError(403, "Not authorised to use the sessions' services")
+        site = self.request.headers.get("Sec-Fetch-Site", "none")
+        from_elsewhere = site in ("cross-site", "same-site") and not self.token_authenticated
+        if from_elsewhere and not (self.request.method == "GET" and self._is_navigation()):
+            raise web.HTTPError(403, "Blocking a cross-site request")
+
+    def _check_trust(self, session_id: str) -> None:
+        manager = self.settings["clearml_session_manager"]
+        for session in manager.attached():
+            if session.id != session_id or trust.trusts(self, session):
+                continue
+            if not trust.accepts(self, session):
+                raise trust.warning(self, session)
+            trust.remember(self, session, self._prefix(session_id))
+
+    async def _begin(self, pool: Pool) -> None:
+        if self._is_websocket() and not self.check_origin():
+            raise web.HTTPError(403, "Blocking a cross-origin WebSocket")
+        method = self.request.method or "GET"
+        chunked, length = http1.request_framing(self.request.headers.get_all())
+        has_body = chunked or (length is not None and length != "0")
+        exchange = Exchange(
+            pool,
+            self._proxied.port,
+            method,
+            bulk=self._is_bulk(length),
+            prompt=self._is_websocket() and bool(self._proxied.token),
+        )
+        head = http1.request_head(method, self._target(), self._request_headers(length, chunked, has_body))
+        self._exchange = exchange
+        await exchange.start(head, chunked=chunked, has_body=has_body)
+        if has_body:
+            await self._await_continue(exchange)
+
+    def _request_headers(self, length: str | None, chunked: bool, has_body: bool) -> http1.Headers:
+        request = self.request
+        result = to_remote(
+            request.headers.get_all(), self._proxied, request.host, self.state.cookies(*self._key)
+        )
+        if self._rewriter() is not None:
+            result = [(name, value) for name, value in result if name.lower() != "accept-encoding"]
+            result.append(("Accept-Encoding", "identity"))
+        if chunked:
+            result.append(("Transfer-Encoding", "chunked"))
+        elif length is not None:
+            result.append(("Content-Length", length))
+        elif request.method in ("POST", "PUT", "PATCH"):
+            result.append(("Content-Length", "0"))
+        if has_body and "100-continue" in request.headers.get("Expect", "").lower():
+            result.append(("Expect", "100-continue"))
+        if self._is_websocket():
+            result += [("Connection", "Upgrade"), ("Upgrade", "websocket")]
+        return result
+
+    def _target(self) -> str:
+        raw = self.request.uri or "/"
+        path, mark, query = raw.partition("?")
+        rest = self._proxied.to_remote(path)
+        if rest is None:
+            raise InvalidInput("The path is malformed.", field="path")
+        if self._proxied.token or self.token_authenticated:
+            query = strip_token(query)
+        target = rest + (mark + query if query else "")
+        return "".join(char if char < "\x80" else f"%{ord(char):02X}" for char in target)
+
+    async def _await_continue(self, exchange: Exchange) -> None:
+        """Watch for an answer while the body is being sent; keep a client that asked for it waiting for 100."""
+        go_on = asyncio.Event()
+        self._early = asyncio.ensure_future(exchange.response(go_on.set))
+        if "100-continue" not in self.request.headers.get("Expect", "").lower():
+            return
+        said = asyncio.ensure_future(go_on.wait())
+        await asyncio.wait(
+            (said, self._early),
+            timeout=self.state.settings.continue_wait,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        said.cancel()
+        if self._early.done():
+            await self._relay_guarded()  # a final answer: the body is not wanted
+
+    # -- the body
+
+    async def data_received(self, chunk: bytes) -> None:
+        """Pass a piece of the body on, as fast as the remote service takes it."""
+        if self._exchange is None or self._finished or (self._early is not None and self._early.done()):
+            return  # it has answered already: the rest is read and dropped
+        try:
+            await self._exchange.send(chunk)
+        except ConnectionLost:
+            return  # what the remote service said, or that it is gone, is told after the body
+
+    # -- after the body
+
+    async def _relay_method(self, *_path: str) -> None:
+        await self._relay_guarded()
+
+    get = head = post = put = patch = delete = options = _relay_method
+    propfind = proppatch = mkcol = copy = move = lock = unlock = report = search = _relay_method
+
+    async def _relay_guarded(self) -> None:
+        try:
+            await self._relay()
+        except StreamClosedError:
+            self._close_exchange()
+        except ClearMLSessionError as exc:
+            self._close_exchange()
+            if self._headers_written:
+                self.log.info("proxy: %s", exc)
+                self._abort()
+            else:
+                self._fail(exc)
+
+    async def _relay(self) -> None:
+        exchange = self._exchange
+        if exchange is None or self._finished:
+            return
+        head = await self._response(exchange)
+        if head.status == 101:
+            await self._upgrade(exchange, head)
+            return
+        self._remember_cookies(head)
+        rewriter = self._rewriter()
+        if rewriter is not None and self._is_rewritable(head):
+            await self._relay_rewritten(exchange, head, rewriter)
+        else:
+            await self._relay_stream(exchange, head)
+
+    async def _response(self, exchange: Exchange) -> http1.ResponseHead:
+        exchange.expire_after(self.state.settings.first_byte)
+        if self._early is None:
+            exchange.end_request()
+            return await exchange.response()
+        if not self._early.done():
+            try:
+                exchange.end_request()
+            except ConnectionLost:
+                self.log.debug("proxy: the remote service closed its side before the request's end")
+        return await self._early
+
+    async def _relay_stream(self, exchange: Exchange, head: http1.ResponseHead) -> None:
+        self._send_head(head)
+        if not exchange.channel.readable or head.length == 0:
+            await self.flush()  # otherwise it leaves together with the first piece of the body
+        async for data in exchange.body():
+            self.write(data)
+            await self.flush()
+        self._close_exchange()
+        if self.request.version == "HTTP/1.0" and head.length is None:
+            self.detach().close()  # such a client knows the end of the body by the end of the connection
+            return
+        await self.finish()
+
+    async def _relay_rewritten(
+        self, exchange: Exchange, head: http1.ResponseHead, rewriter: Callable[[bytes, str], bytes]
+    ) -> None:
+        parts: list[bytes] = []
+        size = 0
+        async for data in exchange.body():
+            parts.append(data)
+            size += len(data)
+            if size > jupyter_pages.MAX_PAGE:
+                raise RemoteBadAnswer("The remote Jupyter sent a page that is too large.")
+        self._close_exchange()
+        body = jupyter_pages.decode(b"".join(parts), head.get("content-encoding"))
+        self._send_head(head, without=("content-encoding", "content-length", "etag", "last-modified"))
+        if not self.get_cookie("_xsrf"):
+            _ = self.xsrf_token  # the page's own requests carry it; reading it sets the cookie
+        self.write(rewriter(body, self._proxied.prefix))
+        await self.finish()
+
+    async def _upgrade(self, exchange: Exchange, head: http1.ResponseHead) -> None:
+        if not self._is_websocket():
+            raise RemoteBadAnswer("The remote service switched to another protocol without being asked.")
+        check_handshake(head, self.request.headers.get("Sec-WebSocket-Key", ""))
+        passed = [
+            (name, value)
+            for name, value in to_browser(head.headers, self._proxied)
+            if name.lower() not in ("content-length", "content-type")
+        ]
+        lines = [f"{name}: {value}" for name, value in passed]
+        answer = "\r\n".join(
+            ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade", *lines, "", ""]
+        )
+        stream = self.detach()
+        try:
+            await stream.write(answer.encode("latin-1"))
+            await splice(stream, exchange.channel)
+        finally:
+            stream.close()
+            self._close_exchange()
+
+    # -- answers
+
+    def _send_head(self, head: http1.ResponseHead, *, without: tuple[str, ...] = ()) -> None:
+        self._headers = HTTPHeaders()
+        reason = re.sub(r"[^\x20-\x7e]", "?", head.reason) or None
+        self.set_status(head.status, reason or self._default_reason(head.status))
+        for name, value in to_browser(head.headers, self._proxied):
+            if name.lower() not in without:
+                self.add_header(name, value)
+
+    @staticmethod
+    def _default_reason(status: int) -> str:
+        from http.client import responses
+
+        return responses.get(status, "Unknown")
+
+    def _fail(self, exc: ClearMLSessionError) -> None:
+        self._close_exchange()
+        if self._finished:
+            return
+        self.set_status(exc.status)
+        self.set_header("Cache-Control", "no-store")
+        if answers.retries(exc):
+            self.set_header("Retry-After", str(answers.RETRY_AFTER))
+        if self._is_navigation():
+            self.set_header("Content-Security-Policy", answers.PAGE_POLICY)
+            self.set_header("Content-Type", "text/html; charset=utf-8")
+            self.finish(answers.page(exc))
+        else:
+            self.set_header("Content-Type", "application/json")
+            self.finish({"error": exc.to_json()})
+
+    def _abort(self) -> None:
+        """Reset the browser's connection: what it got is no complete answer and must not look like one."""
+        stream = self.detach()
+        if stream.socket is not None:
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.close()
+
+    # -- the ends
+
+    def compute_etag(self) -> None:
+        """Tags are the remote service's business."""
+
+    def check_etag_header(self) -> bool:
+        """Likewise."""
+        return False
+
+    def on_connection_close(self) -> None:
+        """The browser has gone: let the remote service know."""
+        super().on_connection_close()
+        self._close_exchange()
+
+    def on_finish(self) -> None:
+        """Leave nothing open."""
+        self._close_exchange()
+
+    def _close_exchange(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if self._early is not None and not self._early.done():
+            self._early.cancel()
+        if exchange is not None:
+            exchange.close()
+
+    # -- what kind of request this is
+
+    def _is_navigation(self) -> bool:
+        mode = self.request.headers.get("Sec-Fetch-Mode")
+        if self.request.method not in ("GET", "HEAD") or self._is_websocket():
+            return False
+        return mode == "navigate" if mode else "text/html" in self.request.headers.get("Accept", "")
+
+    def _is_websocket(self) -> bool:
+        return self.request.headers.get("Upgrade", "").lower() == "websocket"
+
+    def _is_bulk(self, length: str | None) -> bool:
+        if length is not None and length.isdigit() and int(length) >= BULK_BODY:
+            return True
+        return "Range" in self.request.headers or bool(_DOWNLOAD_PATH.search(self.request.path))
+
+    def _rewriter(self) -> Callable[[bytes, str], bytes] | None:
+        """Return what rewrites the answer to this request, if anything does."""
+        return None
+
+    def _is_rewritable(self, head: http1.ResponseHead) -> bool:
+        kind = head.get("content-type").lower().partition(";")[0]
+        size_fits = head.length is None or head.length <= jupyter_pages.MAX_PAGE
+        return head.status == 200 and kind in ("text/html", "application/json") and size_fits
+
+    def _remember_cookies(self, head: http1.ResponseHead) -> None:
+        known = self.state.cookies(*self._key)
+        for name in set_cookie_names(head.headers):
+            if len(known) < MAX_COOKIE_NAMES:
+                known.add(name)
+
+    # -- for the subclasses
+
+    async def _tunnel(self, session_id: str) -> Tunnel:
+        manager = self.settings["clearml_session_manager"]
+        tunnel: Tunnel | None = await manager.tunnel(session_id, self.state.settings.tunnel_wait)
+        if tunnel is None:
+            raise TunnelDown("The tunnel to the session is down.")
+        return tunnel
+
+    def _prefix(self, *parts: str) -> str:
+        return url_path_join(self.base_url, "clearml-session/proxy", *parts).rstrip("/")
+
+
+class ServiceHandler(ProxyHandler):
+    """``/<session>/jupyter/...`` and ``/<session>/vscode/...``."""
+
+    async def _find(self) -> tuple[Route, Tunnel, str]:
+        session_id, kind, _ = self.path_args
+        manager: Any = self.settings["clearml_session_manager"]
+        tunnel = await self._tunnel(session_id)
+        endpoint = await manager.endpoint(session_id, kind, self.state.settings.tunnel_wait)
+        token = endpoint.token if kind == "jupyter" else ""
+        return Route(self._prefix(session_id, kind), endpoint.port, token), tunnel, session_id
+
+    def _rewriter(self) -> Callable[[bytes, str], bytes] | None:
+        _, kind, path = self.path_args
+        if kind != "jupyter" or self.request.method != "GET":
+            return None
+        if path == "/api/kernelspecs":
+            return jupyter_pages.rewrite_kernelspecs
+        if path.startswith(("/files/", "/api/", "/static/")):
+            return None
+        # Not only where a browser navigates: a page that a script fetches holds the remote's token as well.
+        return jupyter_pages.rewrite
+
+
+class PortHandler(ProxyHandler):
+    """``/<session>/port/<n>/...`` and ``/<session>/port-absolute/<n>/...``."""
+
+    async def _find(self) -> tuple[Route, Tunnel, str]:
+        session_id, kind, number, _ = self.path_args
+        port = int(number)
+        if not 1 <= port <= 65535:
+            raise InvalidInput(f"{number} is not a port.", field="port")
+        prefix = self._prefix(session_id, kind, number)
+        tunnel = await self._tunnel(session_id)
+        return Route(prefix, port, strip=kind == "port"), tunnel, session_id
+
+
+_ROOT = r"clearml-session/proxy/([^/]+)"
+
+handlers: list[tuple[str, type[ProxyHandler]]] = [
+    (_ROOT + r"/(jupyter|vscode)(/.*)?", ServiceHandler),
+    (_ROOT + r"/(port|port-absolute)/(\d{1,5})(/.*)?", PortHandler),
+]
+"""The proxy's routes, relative to the server's base URL."""

@@ -1,0 +1,116 @@
+"""The rewrites: a remote Jupyter believes to be at ``/`` and is served below a path of ours.
+
+Its pages carry a JSON blob, ``<script id="jupyter-config-data">``, from which their code takes all addresses
+(FIELD_NOTES.md 2). Pages without it are left alone, byte for byte. The one answer of its API that holds absolute
+paths for the browser is the list of kernelspecs (their logos).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from typing import Any
+
+from ..errors import RemoteBadAnswer
+
+MAX_PAGE = 4 * 1024 * 1024
+"""Larger HTML is no page of Jupyter's and is passed through."""
+
+_CONFIG = re.compile(
+    r"(<script\b[^>]*\bid=[\"']?jupyter-config-data[\"']?[^>]*>)(.*?)(</script>)", re.DOTALL | re.IGNORECASE
+)
+_ABSOLUTE = re.compile(r"(<[^>]*?\s(?:src|href)=)([\"'])/(?!/)([^\"']*)\2", re.IGNORECASE)
+
+
+def rewrite(html: bytes, prefix: str) -> bytes:
+    """Return a page of a Jupyter at ``/`` such that it works at ``<prefix>/``, without its token."""
+    try:
+        text = html.decode("utf-8")
+    except UnicodeDecodeError:
+        return html
+    match = _CONFIG.search(text)
+    if match is None:
+        return html
+    try:
+        config = json.loads(match[2])
+    except ValueError:
+        return html
+    if not isinstance(config, dict) or not isinstance(config.get("baseUrl"), str):
+        return html
+    blob = json.dumps(_rewrite_config(config, prefix)).replace("</", "<\\/")
+    before, after = text[: match.start()], text[match.end() :]
+    return "".join((_prefixed(before, prefix), match[1], blob, match[3], _prefixed(after, prefix))).encode()
+
+
+def rewrite_kernelspecs(body: bytes, prefix: str) -> bytes:
+    """Return the answer of ``/api/kernelspecs`` with the paths of the logos below `prefix`."""
+    try:
+        model = json.loads(body)
+        for spec in model["kernelspecs"].values():
+            resources = spec["resources"]
+            for name, path in resources.items():
+                if path.startswith("/"):
+                    resources[name] = prefix + path
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return body  # not what Jupyter answers: none of our business
+    return json.dumps(model).encode()
+
+
+def decode(body: bytes, encoding: str) -> bytes:
+    """Undo a ``Content-Encoding`` that a remote uses although it was asked not to.
+
+    Raises
+    ------
+    RemoteBadAnswer
+        The encoding is none that can be undone here, or the data are broken or far too large.
+    """
+    coding = encoding.strip().lower()
+    if coding in ("", "identity"):
+        return body
+    if coding == "br":
+        return _decode_brotli(body)
+    window = {"gzip": 31, "x-gzip": 31, "deflate": 47}.get(coding)
+    if window is None:
+        raise RemoteBadAnswer(f"The remote Jupyter sent a page with the unknown encoding {coding[:40]!r}.")
+    try:
+        return _inflate(body, window)
+    except zlib.error:
+        if coding == "deflate":
+            return _inflate(body, -15)  # some servers leave the zlib wrapper out
+        raise RemoteBadAnswer("The remote Jupyter sent a page with broken compression.") from None
+
+
+def _rewrite_config(config: dict[str, Any], prefix: str) -> dict[str, Any]:
+    result = dict(config)
+    for name, value in config.items():
+        is_address = name == "baseUrl" or (name.startswith("full") and name.endswith("Url"))
+        if is_address and isinstance(value, str) and value.startswith("/"):
+            result[name] = prefix + value
+    result["wsUrl"] = ""
+    result["token"] = ""
+    return result
+
+
+def _prefixed(text: str, prefix: str) -> str:
+    return _ABSOLUTE.sub(lambda match: f"{match[1]}{match[2]}{prefix}/{match[3]}{match[2]}", text)
+
+
+def _inflate(body: bytes, window: int) -> bytes:
+    inflater = zlib.decompressobj(window)
+    page = inflater.decompress(body, MAX_PAGE)
+    if inflater.unconsumed_tail or not inflater.eof:
+        raise RemoteBadAnswer("The remote Jupyter sent a page that is too large or broken off.")
+    return page
+
+
+def _decode_brotli(body: bytes) -> bytes:
+    try:
+        import brotli  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as exc:
+        raise RemoteBadAnswer(
+            "The remote Jupyter compresses its pages with Brotli although it was asked not to.",
+            hint="Install the Python package 'brotli' beside JupyterLab.",
+        ) from exc
+    page: bytes = brotli.decompress(body)
+    return page

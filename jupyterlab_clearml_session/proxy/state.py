@@ -1,0 +1,41 @@
+"""What the proxy's requests share, and how long they wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from ..ssh.tunnel import Tunnel
+from .transport import Pool
+
+
+@dataclass(frozen=True)
+class ProxySettings:
+    """Times in seconds."""
+
+    tunnel_wait: float = 10.0
+    """How long a request waits for a tunnel that is being connected."""
+    first_byte: float = 300.0
+    """How long the remote service may take until it begins to answer."""
+    continue_wait: float = 1.0
+    """How long a client that asked (``Expect: 100-continue``) is kept waiting for the remote's word."""
+
+
+class ProxyState:
+    """What requests share: idle channels per tunnel, and the cookie names that each remote service has set."""
+
+    def __init__(self, settings: ProxySettings | None = None) -> None:
+        self.settings = settings or ProxySettings()
+        self._pools: WeakKeyDictionary[Tunnel, Pool] = WeakKeyDictionary()
+        self._cookies: dict[tuple[str, int], set[str]] = {}
+
+    def pool(self, tunnel: Tunnel) -> Pool:
+        """Return the idle channels of a tunnel."""
+        pool = self._pools.get(tunnel)
+        if pool is None:
+            pool = self._pools[tunnel] = Pool(tunnel, self.settings.tunnel_wait)
+        return pool
+
+    def cookies(self, session_id: str, port: int) -> set[str]:
+        """Return the names of the cookies that a service has set (a service may set at most 200)."""
+        return self._cookies.setdefault((session_id, port), set())

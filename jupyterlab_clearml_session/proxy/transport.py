@@ -1,0 +1,335 @@
+"""HTTP exchanges with a remote service over SSH channels: kept alive, and streamed both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import ClearMLSessionError, ConnectionLost, RemoteBadAnswer, RemoteDeadline
+from . import http1
+
+if TYPE_CHECKING:
+    from ..ssh.channel import ByteStream
+    from ..ssh.tunnel import Tunnel
+
+HEAVY = 1024 * 1024
+"""Bytes of bodies after which an exchange counts as large."""
+
+MAX_IDLE = 16
+"""Idle channels that are kept per remote port and connection."""
+
+IDLE_LIMIT = 60.0
+FRESH = 4.0
+"""Seconds that a channel may have been idle for a request that cannot be sent twice: servers hang up after 5."""
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+@dataclass
+class _Idle:
+    channel: ByteStream
+    since: float = field(default_factory=time.monotonic)
+
+
+class Pool:
+    """Idle channels of one tunnel, by (port, bulk). A new one waits `wait` seconds for a tunnel that breaks."""
+
+    def __init__(self, tunnel: Tunnel, wait: float = 0.0) -> None:
+        self._tunnel = tunnel
+        self._wait = wait
+        self.heavy = 0
+        """Exchanges on the bulk connection that have proved large and go on."""
+        self._idle: dict[tuple[int, bool], list[_Idle]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def choose_bulk(self, hinted: bool) -> bool:
+        """Say which connection an exchange should use.
+
+        Small requests share the bulk connection while nothing large is on it, as nobody knows beforehand how long
+        an answer gets; the interactive one, which WebSockets and kernels use, takes them only beside a large one.
+        """
+        ready = self._tunnel.bulk_ready
+        return hinted or (ready and not self.heavy)
+
+    async def take(self, port: int, *, bulk: bool, max_idle: float = IDLE_LIMIT) -> tuple[ByteStream, bool]:
+        """Return a channel, and whether it was used before."""
+        idle = self._idle.get((port, bulk), [])
+        while idle:
+            entry = idle.pop()
+            usable = not entry.channel.closed and not entry.channel.readable
+            if usable and time.monotonic() - entry.since < max_idle:
+                return entry.channel, True
+            entry.channel.abort()
+        return await self._tunnel.open_channel(port, bulk=bulk, wait=self._wait), False
+
+    async def take_prompt(self, port: int) -> ByteStream:
+        """Return a new channel on which what the remote service sends is acknowledged at once."""
+        return await self._tunnel.open_prompt_channel(port, wait=self._wait)
+
+    def give_back(self, channel: ByteStream, port: int, *, bulk: bool) -> None:
+        """Keep a channel on which an exchange has ended cleanly."""
+        idle = self._idle.setdefault((port, bulk), [])
+        if channel.closed or len(idle) >= MAX_IDLE:
+            channel.abort()
+            return
+        idle.append(_Idle(channel))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(IDLE_LIMIT, self._sweep)
+
+    def close(self) -> None:
+        """Close all idle channels."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for idle in self._idle.values():
+            for entry in idle:
+                entry.channel.abort()
+        self._idle.clear()
+
+    def _sweep(self) -> None:
+        self._timer = None
+        oldest = time.monotonic() - IDLE_LIMIT
+        for key, idle in list(self._idle.items()):
+            for entry in idle:
+                if entry.since <= oldest or entry.channel.closed:
+                    entry.channel.abort()
+            self._idle[key] = [entry for entry in idle if not entry.channel.closed]
+            if not self._idle[key]:
+                del self._idle[key]
+        if self._idle:
+            self._timer = asyncio.get_running_loop().call_later(IDLE_LIMIT / 2, self._sweep)
+
+
+class Exchange:
+    """One request and its response on one channel.
+
+    With `prompt` it takes a new channel of `Tunnel.open_prompt_channel`: for a WebSocket of Jupyter's.
+
+    Call `start`, then `send` for each piece of the body, `end_request`, `response`, iterate over `body`. `close` in
+    every case: a channel whose exchange did not end cleanly is aborted, so that the remote notices.
+    """
+
+    def __init__(
+        self, pool: Pool, port: int, method: str, *, bulk: bool = False, prompt: bool = False
+    ) -> None:
+        self.head: http1.ResponseHead | None = None
+        self._pool = pool
+        self._port = port
+        self._method = method
+        self._bulk = not prompt and pool.choose_bulk(bulk)
+        self._moved = 0
+        self._prompt = prompt
+        self._channel: ByteStream | None = None
+        self._reused = False
+        self._sent = b""
+        self._chunked = False
+        self._body_sent = False
+        self._request_done = False
+        self._expired = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._response_done = False
+
+    @property
+    def channel(self) -> ByteStream:
+        """The channel; for whoever takes the exchange over (an upgraded connection)."""
+        assert self._channel is not None
+        return self._channel
+
+    async def start(self, head: bytes, *, chunked: bool, has_body: bool) -> None:
+        """Take a channel and send the request head. Raises what `Tunnel.open_channel` raises."""
+        max_idle = IDLE_LIMIT if self._method in IDEMPOTENT and not has_body else FRESH
+        if self._prompt:
+            self._channel = await self._pool.take_prompt(self._port)
+        else:
+            self._channel, self._reused = await self._pool.take(
+                self._port, bulk=self._bulk, max_idle=max_idle
+            )
+        self._sent = head
+        self._chunked = chunked
+        try:
+            self._channel.write(head)
+        except ConnectionLost:
+            if not self._reused:
+                raise
+            await self._start_again()
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the request body; returns when the channel can take more."""
+        if not data:
+            return
+        self._body_sent = True
+        self._count(len(data))
+        if self._chunked:
+            self.channel.write(b"%x\r\n" % len(data))
+            self.channel.write(data)
+            self.channel.write(b"\r\n")
+        else:
+            self.channel.write(data)
+        await self.channel.drain()
+
+    def end_request(self) -> None:
+        """Tell that the body is complete."""
+        if self._chunked:
+            self.channel.write(b"0\r\n\r\n")
+        self._request_done = True
+
+    async def response(self, on_continue: Callable[[], None] | None = None) -> http1.ResponseHead:
+        """Read the response head; interim responses (1xx) are passed over, 101 is final.
+
+        A kept-alive channel that the remote closed before it answered is replaced once, where nothing can be
+        done twice by that.
+
+        Raises
+        ------
+        RemoteBadAnswer
+            What came is no HTTP, or the remote closed the channel.
+        RemoteDeadline
+            It did not come within the time that `expire_after` set.
+        ConnectionLost
+            The tunnel broke.
+        """
+        try:
+            return await self._response(on_continue)
+        except ClearMLSessionError as exc:
+            if self._expired:
+                raise RemoteDeadline("The remote service did not answer in time.") from exc
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def expire_after(self, seconds: float) -> None:
+        """From now on, wait for the response head for this long; then the channel is cut.
+
+        A timer, because `asyncio.wait_for` makes a task of each wait, which small requests feel.
+        """
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Yield the response body as it arrives, decoded from chunks.
+
+        Raises
+        ------
+        RemoteBadAnswer
+            The body ended too early or is malformed.
+        ConnectionLost
+            The tunnel broke in the middle of it.
+        """
+        assert self.head is not None
+        if self.head.chunked:
+            async for data in self._chunks():
+                self._count(len(data))
+                yield data
+        elif self.head.length is None:
+            while data := await self.channel.read():
+                self._count(len(data))
+                yield data
+        else:
+            left = self.head.length
+            while left:
+                data = await self.channel.read(left)
+                if not data:
+                    raise RemoteBadAnswer("The remote service broke off in the middle of its answer.")
+                left -= len(data)
+                self._count(len(data))
+                yield data
+        self._response_done = True
+
+    def close(self) -> None:
+        """Give the channel back where the exchange ended cleanly; abort it otherwise."""
+        channel, self._channel = self._channel, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if channel is None:
+            return
+        if self._bulk and self._moved >= HEAVY:
+            self._pool.heavy -= 1
+        clean = self._request_done and self._response_done and self.head is not None and self.head.keep_alive
+        if clean:
+            self._pool.give_back(channel, self._port, bulk=self._bulk)
+        else:
+            channel.abort()
+
+    # -- helpers
+
+    def _count(self, size: int) -> None:
+        light = self._moved < HEAVY
+        self._moved += size
+        if light and self._moved >= HEAVY and self._bulk:
+            self._pool.heavy += 1
+
+    def _expire(self) -> None:
+        if self.head is None and self._channel is not None:
+            self._expired = True
+            self._channel.abort()
+
+    async def _response(self, on_continue: Callable[[], None] | None) -> http1.ResponseHead:
+        while True:
+            head = http1.response_head(await self._read_head(), self._method)
+            if head.status == 100 and on_continue is not None:
+                on_continue()
+            if head.status >= 200 or head.status == 101:
+                self.head = head
+                return head
+
+    async def _start_again(self) -> None:
+        self.channel.abort()
+        self._channel, self._reused = await self._pool.take(self._port, bulk=self._bulk, max_idle=0.0)
+        self._channel.write(self._sent)
+
+    async def _read_head(self) -> bytes:
+        buffer = b""
+        while True:
+            try:
+                data = await self.channel.read()
+            except ConnectionLost:
+                if not self._can_start_again(buffer):
+                    raise
+                data = b""
+            if not data:
+                if self._can_start_again(buffer):
+                    await self._start_again()
+                    continue
+                raise RemoteBadAnswer("The remote service closed the connection without an answer.")
+            buffer = buffer + data if buffer else data
+            end = buffer.find(http1.END_OF_HEAD)
+            if end >= 0:
+                self.channel.unread(buffer[end + 4 :])
+                return buffer[:end]
+            if len(buffer) > http1.MAX_HEAD:
+                raise RemoteBadAnswer("The remote service sent a head that is too long.")
+
+    def _can_start_again(self, buffer: bytes) -> bool:
+        return self._reused and not buffer and not self._body_sent and not self._expired
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while size := http1.chunk_size(await self._line()):
+            left = size
+            while left:
+                data = await self.channel.read(left)
+                if not data:
+                    raise RemoteBadAnswer("The remote service broke off in the middle of its answer.")
+                left -= len(data)
+                yield data
+            if await self._line():
+                raise RemoteBadAnswer("The remote service sent a malformed chunk.")
+        trailers = 0
+        while line := await self._line():
+            trailers += len(line)
+            if trailers > http1.MAX_HEAD:
+                raise RemoteBadAnswer("The remote service sent trailers that are too long.")
+
+    async def _line(self) -> bytes:
+        buffer = b""
+        while (end := buffer.find(b"\r\n")) < 0:
+            if len(buffer) > http1.MAX_CHUNK_LINE:
+                raise RemoteBadAnswer("The remote service sent a line that is too long.")
+            data = await self.channel.read()
+            if not data:
+                raise RemoteBadAnswer("The remote service broke off in the middle of its answer.")
+            buffer = buffer + data if buffer else data
+        self.channel.unread(buffer[end + 2 :])
+        return buffer[:end]

@@ -1,0 +1,62 @@
+"""Someone else's session: opened only after this user has read what that means, and said so.
+
+A session's pages share the local origin, so they can do here whatever this user can (docs/security.md). For
+sessions that this user launched that is the point; whoever controls someone else's machine would get it too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tornado import web
+from tornado.httputil import url_concat
+
+from ..errors import ForeignSession
+from .headers import strip_token
+
+if TYPE_CHECKING:
+    from ..models import Session
+
+COOKIE = "clearml-session-trust"
+"""Signed by the local server, holds the session's id, valid for the session's path until the browser closes."""
+
+LINK_DAYS = 1 / 24
+"""How long the link of the warning works."""
+
+
+def trusts(handler: web.RequestHandler, session: Session) -> bool:
+    """Whether this request may see the session's pages without a warning.
+
+    Programs that show the server's token in a header are no browsers: no page can act in their name.
+    """
+    if session.mine or handler.request.headers.get("Authorization"):
+        return True
+    return handler.get_signed_cookie(COOKIE, max_age_days=31) == session.id.encode()
+
+
+def accepts(handler: web.RequestHandler, session: Session) -> bool:
+    """Whether the user has just followed the link of the warning."""
+    given = handler.get_query_argument(COOKIE, "")
+    secret = handler.settings["cookie_secret"]
+    value = (
+        web.decode_signed_value(secret, COOKIE + "-link", given, max_age_days=LINK_DAYS) if given else None
+    )
+    return value == session.id.encode()
+
+
+def remember(handler: web.RequestHandler, session: Session, prefix: str) -> None:
+    """Set the cookie, and lead on to the same address without the link's proof."""
+    handler.set_signed_cookie(
+        COOKIE, session.id, expires_days=None, path=prefix, httponly=True, samesite="Strict"
+    )
+    query = strip_token(handler.request.query, names=frozenset({COOKIE}))
+    handler.redirect(handler.request.path + (f"?{query}" if query else ""))
+
+
+def warning(handler: web.RequestHandler, session: Session) -> ForeignSession:
+    """Return the failure whose page is the warning; its ``link`` leads through."""
+    owner = session.user.name if session.user is not None and session.user.name else "someone else"
+    proof = handler.create_signed_value(COOKIE + "-link", session.id).decode()
+    error = ForeignSession(f"This session was launched by {owner}, not by you.", session=session.id)
+    error.link = url_concat(handler.request.uri or "/", {COOKIE: proof})
+    return error

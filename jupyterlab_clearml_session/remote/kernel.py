@@ -1,0 +1,445 @@
+"""One kernel on the remote machine: its process, its ZMQ sockets, and its output until somebody took it.
+
+Runs on any Python from 3.8 on with the standard library and pyzmq: it is sent to the remote machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from datetime import datetime, timezone
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import zmq
+import zmq.backend
+
+from .wire import CONTROL, EVENT, IOPUB, SHELL, SMALL, STDIN, SendLog, pack_message
+
+CHANNELS = {SHELL: "shell", IOPUB: "iopub", STDIN: "stdin", CONTROL: "control"}
+DELIMITER = b"<IDS|MSG>"
+RECEIVE_BATCH = 256
+"""Messages taken from one socket in a turn, so that one kernel's flood does not starve the rest."""
+TAIL_BYTES = 64 * 1024
+DRAIN_SECONDS = 1.0
+HISTORY_BYTES = 8 * 1024 * 1024
+"""Messages remembered after they were acknowledged: for a client that takes over from one that was killed."""
+_PR_SET_PDEATHSIG = 1
+_LAST = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+class KernelProcess:
+    """A kernel: started from a kernelspec, reached over its own ZMQ sockets, killed with the helper.
+
+    Parameters
+    ----------
+    kernel_id:
+        The Jupyter kernel id; the same over restarts.
+    directory:
+        A short directory of mode 0700 for its connection file and sockets.
+    log:
+        Where its messages are kept until they are acknowledged.
+    """
+
+    def __init__(self, context: zmq.Context[Any], kernel_id: str, directory: Path, log: SendLog) -> None:
+        self.id = kernel_id
+        self.log = log
+        self.name = ""
+        self.state = "starting"
+        self.key = ""
+        self.signature_scheme = "hmac-sha256"
+        self.started = ""
+        self.last_activity = time.monotonic()
+        self.meta: dict[str, Any] = {}
+        self.exit_status: int | None = None
+        self.sockets: dict[int, zmq.Socket[Any]] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self._context = context
+        self._directory = directory
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = 0
+        self.urgent = False
+        """True where something was kept that should leave now; see `LAZY` in the daemon."""
+        self._busy_parent = b"{}"
+        self._dropped = 0
+        self._dropped_bytes = 0
+        self._history: deque[tuple[int, list[Any]]] = deque()
+        self._history_bytes = 0
+
+    # -- the process ---------------------------------------------------------------------------------------
+
+    def start(
+        self, spec: dict[str, Any], env: dict[str, str], cwd: str, key: str, signature_scheme: str
+    ) -> None:
+        """Start the process. Raises OSError where the command cannot be run.
+
+        ``env`` is the whole environment, to which the kernelspec's own is added.
+        """
+        self.close_sockets()
+        self.key, self.signature_scheme = key, signature_scheme
+        self.state, self.exit_status = "starting", None
+        self.started = _now()
+        self._tail.clear()
+        self._tail_bytes = 0
+        connection_file = self._write_connection_file(spec)
+        substitutes = {
+            "connection_file": str(connection_file),
+            "resource_dir": spec["resource_dir"],
+            "prefix": spec["prefix"],
+        }
+        argv = [
+            re.sub(r"\{([A-Za-z0-9_]+)\}", lambda match: substitutes.get(match[1], match[0]), arg)
+            for arg in spec["argv"]
+        ]
+        env = dict(env)
+        env.update({name: Template(value).safe_substitute(env) for name, value in spec["env"].items()})
+        env["JPY_PARENT_PID"] = str(os.getpid())
+        self.process = subprocess.Popen(
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # One call into libc, nothing that could need a lock another thread holds.
+            preexec_fn=_die_with_helper,  # noqa: PLW1509
+        )
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    def _write_connection_file(self, spec: dict[str, Any]) -> Path:
+        # A file socket in a private directory cannot be read by other users, has no port to clash, and no
+        # Nagle delay. Every kernel that builds on ipykernel takes it; for others TCP is the safe choice.
+        ipc = any("ipykernel" in arg for arg in spec["argv"])
+        ip = str(self._directory / self.id[:8]) if ipc else "127.0.0.1"
+        names = ["shell", "iopub", "stdin", "control", "hb"]
+        ports = list(range(1, 6)) if ipc else _free_ports(5)
+        info: dict[str, Any] = {
+            "transport": "ipc" if ipc else "tcp",
+            "ip": ip,
+            "key": self.key,
+            "signature_scheme": self.signature_scheme,
+            "kernel_name": spec["name"],
+        }
+        # One routing id for the three request channels: a kernel sends an input request to the stdin socket
+        # of the client whose shell request it works on.
+        identity = secrets.token_hex(8).encode()
+        for index, name in enumerate(names):
+            info[name + "_port"] = ports[index]
+            address = f"ipc://{ip}-{ports[index]}" if ipc else f"tcp://{ip}:{ports[index]}"
+            if ipc:
+                Path(address[6:]).unlink(missing_ok=True)
+            if name != "hb":
+                self._connect(name, address, identity)
+        path = self._directory / f"kernel-{self.id}.json"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(info, file)
+        return path
+
+    def _connect(self, name: str, address: str, identity: bytes) -> None:
+        channel = next(number for number, known in CHANNELS.items() if known == name)
+        sock = self._context.socket(zmq.SUB if channel == IOPUB else zmq.DEALER)
+        sock.linger = 0
+        sock.set_hwm(0)
+        sock.setsockopt(zmq.RECONNECT_IVL, 15)
+        if channel == IOPUB:
+            sock.setsockopt(zmq.SUBSCRIBE, b"")
+        else:
+            sock.setsockopt(zmq.ROUTING_ID, identity)
+        sock.connect(address)
+        self.sockets[channel] = sock
+
+    def poll(self) -> int | None:
+        """Return the exit status (negative: the signal), None while the process runs."""
+        return self.process.poll() if self.process is not None else self.exit_status
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the kernel and the processes it started."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        try:
+            os.killpg(self.process.pid, signum)
+        except ProcessLookupError:
+            return  # it ended just now
+
+    @property
+    def stderr_fd(self) -> int | None:
+        """What the process writes outside of Jupyter's protocol."""
+        return self.process.stdout.fileno() if self.process is not None and self.process.stdout else None
+
+    def read_stderr(self) -> bool:
+        """Keep the last lines; False at the end of the output."""
+        fd = self.stderr_fd
+        if fd is None:
+            return False
+        try:
+            data = os.read(fd, TAIL_BYTES)
+        except BlockingIOError:
+            return True
+        self._tail.append(data)
+        self._tail_bytes += len(data)
+        while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
+            self._tail_bytes -= len(self._tail.popleft())
+        return bool(data)
+
+    def finish(self) -> None:
+        """The process has ended: keep its last messages, then say so on the stream, once."""
+        assert self.process is not None
+        self.exit_status = self.process.wait()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self.receive(IOPUB) + self.receive(SHELL) + self.receive(CONTROL) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
+        self.read_stderr()
+        tail = b"".join(self._tail).decode(errors="replace").splitlines()[-20:]
+        if self.state == "busy":
+            lines = "\n".join(tail)
+            self._say(f"The remote kernel died ({_exit_text(self.exit_status)}).\n{lines}\n")
+        self.state = "dead"
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.process = None
+        self.close_sockets()
+        event = {"event": "exit", "status": self.exit_status, "tail": tail}
+        self._keep(pack_message(EVENT, [json.dumps(event).encode()]))
+
+    def close_sockets(self) -> None:
+        for sock in self.sockets.values():
+            sock.close()
+        self.sockets.clear()
+
+    def remove(self) -> None:
+        """Kill the process if there is one and leave nothing behind."""
+        self.signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+            self.process = None
+        self.close_sockets()
+        self.log.clear()
+        for path in [*self._directory.glob(self.id[:8] + "-*"), self._directory / f"kernel-{self.id}.json"]:
+            path.unlink(missing_ok=True)
+
+    # -- messages ------------------------------------------------------------------------------------------
+
+    def send(self, channel: int, parts: list[Any]) -> None:
+        """Give a client's message to the kernel. Where the kernel is dead it is lost, as with a local one."""
+        sock = self.sockets.get(channel)
+        if sock is None:
+            return
+        self.last_activity = time.monotonic()
+        send_parts(sock, parts)
+
+    def receive(self, channel: int) -> int:
+        """Take what a socket has into the log; return how many messages that were."""
+        sock = self.sockets.get(channel)
+        if sock is None:
+            return 0
+        for count in range(RECEIVE_BATCH):
+            try:
+                parts = _receive(sock)
+            except zmq.Again:
+                return count
+            if channel == IOPUB:
+                self._keep_output(parts)
+            else:
+                # A kernel that is not idle has one more thing to say after a reply.
+                self._keep(pack_message(channel, parts), urgent=self.state == "idle")
+        return RECEIVE_BATCH
+
+    def replay_after(self, message_id: str | None) -> None:
+        """Make the log begin anew, for another client, right after a message.
+
+        The former client may have ended with output that it had acknowledged still in its hands, or shown
+        output that it had not acknowledged yet. Only the one who watched knows the last message: with its id
+        nothing is lost and nothing comes twice. Without it, what was not acknowledged is sent.
+        """
+        offset = self._end_of(message_id) if message_id else None
+        if offset is not None and offset >= self.log.start:
+            self.log.skip(offset)
+        shift = self.log.start
+        self.log.rebase()
+        self._history = deque((end - shift, buffers) for end, buffers in self._history)
+        if offset is not None:
+            for end, buffers in reversed(self._history):
+                if offset - shift < end <= 0:
+                    self.log.put_back(buffers)
+            shift = self.log.start
+            self.log.rebase()
+            self._history = deque((end - shift, buffers) for end, buffers in self._history)
+
+    def _end_of(self, message_id: str) -> int | None:
+        wanted = message_id.encode()
+        for end, buffers in reversed(self._history):
+            # In the header only: a parent header holds ids of other messages.
+            head = b"".join(bytes(memoryview(buffer)[:SMALL]) for buffer in buffers[:5])
+            header = head[head.find(DELIMITER) :]
+            if wanted in header[: header.find(b"}") + 1]:
+                return int(end)
+        return None
+
+    def _keep(self, buffers: list[Any], *, bounded: bool = False, urgent: bool = True) -> bool:
+        """Put a message into the log, and remember it for a while after it is acknowledged."""
+        self.urgent = self.urgent or urgent
+        if bounded:
+            if not self.log.offer(buffers):
+                return False
+        else:
+            self.log.append(buffers)
+        self._history.append((self.log.end, buffers))
+        self._history_bytes += sum(map(len, buffers))
+        while self._history_bytes > HISTORY_BYTES:
+            self._history_bytes -= sum(map(len, self._history.popleft()[1]))
+        return True
+
+    def _keep_output(self, parts: list[Any]) -> None:
+        buffers = pack_message(IOPUB, parts)
+        frames = _signed_frames(parts)
+        if frames is not None and b'"status"' in frames[0]:
+            self._note_status(frames)
+            self._say_dropped()
+            self._keep(buffers, urgent=self.state == "idle")
+            return
+        if self._dropped and not self._roomy():
+            kept = False
+        else:
+            self._say_dropped()
+            announces = frames is not None and b'"execute_input"' in frames[0]
+            kept = self._keep(buffers, bounded=True, urgent=not announces)
+        if not kept:
+            self._dropped += 1
+            self._dropped_bytes += sum(map(len, parts))
+
+    def _note_status(self, frames: list[Any]) -> None:
+        try:
+            state = json.loads(bytes(frames[3])).get("execution_state")
+        except (ValueError, AttributeError):
+            return
+        self.last_activity = time.monotonic()
+        if state in ("busy", "idle"):
+            self.state = state
+            self._busy_parent = bytes(frames[1]) if state == "busy" else self._busy_parent
+
+    def _roomy(self) -> bool:
+        # Once output had to be dropped, it begins again only when a quarter of the room is free: one notice
+        # for a gap, not one for each line.
+        limit = self.log.memory_limit + self.log.disk_limit
+        return self.log.memory < self.log.memory_limit * 3 // 4 and self.log.disk <= limit * 3 // 4
+
+    def _say_dropped(self) -> None:
+        if not self._dropped:
+            return
+        text = (
+            f"\n[clearml-session] {self._dropped} messages ({self._dropped_bytes / 1e6:.1f} MB) of output were "
+            f"dropped here: nobody took them, and the buffer of this kernel "
+            f"({self.log.memory_limit / 1e6:.0f} MB of memory, {self.log.disk_limit / 1e6:.0f} MB of disk) "
+            f"was full.\n"
+        )
+        self._dropped = self._dropped_bytes = 0
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Put a stream message of our own into the output of what the kernel works on."""
+        header = {
+            "msg_id": secrets.token_hex(16),
+            "session": "clearml-session-helper",
+            "username": "clearml-session",
+            "date": _now(),
+            "msg_type": "stream",
+            "version": "5.3",
+        }
+        content = {"name": "stderr", "text": text}
+        frames = [json.dumps(header).encode(), self._busy_parent, b"{}", json.dumps(content).encode()]
+        parts = [b"stream", DELIMITER, sign(self.key, self.signature_scheme, frames), *frames]
+        self._keep(pack_message(IOPUB, parts))
+
+
+def send_parts(sock: zmq.Socket[Any], parts: list[Any]) -> None:
+    """Send a message without waiting; zmq.Again where the socket is full.
+
+    As ``send_multipart``, which spends more time on its flags than on sending the small parts of a message.
+    """
+    last = len(parts) - 1
+    for index, part in enumerate(parts):
+        # Only the first part can find the socket full: ZMQ sends messages whole.
+        zmq.backend.Socket.send(sock, part, _MORE if index < last else _LAST, copy=len(part) < 65536)
+
+
+def sign(key: str, scheme: str, frames: list[bytes]) -> bytes:
+    """Return the signature of a message, as Jupyter's messaging protocol defines it; empty without a key."""
+    if not key:
+        return b""
+    digest = hmac.new(key.encode(), digestmod=getattr(hashlib, scheme.replace("hmac-", "", 1)))
+    for frame in frames:
+        digest.update(frame)
+    return digest.hexdigest().encode()
+
+
+def _receive(sock: zmq.Socket[Any]) -> list[Any]:
+    first = sock.recv(zmq.NOBLOCK)
+    if not sock.getsockopt(zmq.RCVMORE):
+        return [first]
+    # Large buffers are not copied out of libzmq; for small parts the copy is cheaper than the frame object.
+    rest = sock.recv_multipart(zmq.NOBLOCK, copy=False)
+    return [first, *(frame.bytes if len(frame) < 65536 else frame.buffer for frame in rest)]
+
+
+def _signed_frames(parts: list[Any]) -> list[Any] | None:
+    """Header, parent header, metadata, content: what follows the delimiter and the signature."""
+    for index in range(min(len(parts), 4)):
+        if parts[index] == DELIMITER and len(parts) >= index + 6:
+            return parts[index + 2 : index + 6]
+    return None
+
+
+def _free_ports(count: int) -> list[int]:
+    socks = [socket.socket() for _ in range(count)]
+    for sock in socks:
+        sock.bind(("127.0.0.1", 0))
+    ports = [int(sock.getsockname()[1]) for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
+def _die_with_helper() -> None:
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _load_libc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "prctl") else None
+
+
+_libc = _load_libc()
+
+
+def _exit_text(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = str(-status)
+    hint = "; was it out of memory?" if -status == signal.SIGKILL else ""
+    return f"signal {name}{hint}"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")

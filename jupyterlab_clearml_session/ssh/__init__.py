@@ -1,0 +1,1 @@
+"""The SSH connections of an attached session. Nothing outside this folder imports `asyncssh`."""

@@ -1,0 +1,342 @@
+"""One SSH channel as a pair of byte streams with backpressure: to a remote port, or to a remote process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import asyncssh
+from asyncssh import EXTENDED_DATA_STDERR
+
+from ..errors import ConnectionLost, RemoteBadAnswer
+
+PACKET = 32 * 1024
+"""What sshd takes in one packet. Larger writes are cut here, where a cut does not move the rest."""
+
+READ_LIMIT = 256 * 1024
+"""Received bytes that may wait here for a reader before the channel is told to stop reading."""
+
+WRITE_LIMIT = 256 * 1024
+STDERR_LIMIT = 64 * 1024
+
+
+class ByteStream:
+    """The two directions of a channel. One reader and one writer at a time.
+
+    Reading after the end gives ``b""``. When the SSH connection breaks, what had arrived can still be read,
+    and then `ConnectionLost` is raised: a broken stream never looks like a finished one.
+    """
+
+    def __init__(self) -> None:
+        self.opened_at = 0.0
+        """When the other end said that the channel is open (monotonic clock)."""
+        self._channel: Any = None
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._eof = False
+        self._lost: BaseException | None = None
+        self._closed = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], None] | None = None
+        self._gone = asyncio.Event()
+        self.on_gone: Callable[[ByteStream], None] | None = None
+        """Called once when the channel is gone on both sides."""
+
+    # -- for the user of the stream
+
+    @property
+    def at_eof(self) -> bool:
+        """True when the other end has finished and all it sent has been read."""
+        return self._eof and not self._chunks
+
+    @property
+    def readable(self) -> bool:
+        """True when a read would return at once: data, the end, or an error."""
+        return bool(self._chunks) or self._eof
+
+    @property
+    def closed(self) -> bool:
+        """True when nothing more can be written."""
+        return self._closed or self._gone.is_set()
+
+    async def read(self, limit: int = -1) -> bytes:
+        """Return the next bytes as they arrived, at most `limit` of them; ``b""`` at the end.
+
+        Raises
+        ------
+        ConnectionLost
+            The SSH connection broke before the other end had finished.
+        """
+        while not self._chunks:
+            if self._lost is not None:
+                raise ConnectionLost("The SSH connection broke.") from self._lost
+            if self._eof or self._closed:
+                return b""
+            await self._wait_readable()
+        chunk = self._chunks.popleft()
+        if 0 <= limit < len(chunk):
+            self._chunks.appendleft(chunk[limit:])
+            chunk = chunk[:limit]
+        self._size -= len(chunk)
+        if self._reading_paused and self._size <= READ_LIMIT // 2:
+            self._reading_paused = False
+            self._channel.resume_reading()
+        return chunk
+
+    async def readexactly(self, size: int) -> bytes:
+        """Return exactly `size` bytes.
+
+        Raises
+        ------
+        asyncio.IncompleteReadError
+            The other end finished before.
+        ConnectionLost
+            The SSH connection broke before.
+        """
+        parts: list[bytes] = []
+        missing = size
+        while missing:
+            part = await self.read(missing)
+            if not part:
+                raise asyncio.IncompleteReadError(b"".join(parts), size)
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def deliver_to(self, sink: Callable[[bytes], None]) -> None:
+        """Hand bytes to `sink` as they arrive, instead of keeping them for `read`.
+
+        `read` goes on to return what had arrived before, and the end. For where a turn of the event loop counts.
+        """
+        self._sink = sink
+
+    def pause_delivery(self) -> None:
+        """Ask the other end to stop; what is on its way is kept, and comes after `resume_delivery`."""
+        self._channel.pause_reading()
+
+    def resume_delivery(self) -> None:
+        """Undo `pause_delivery`."""
+        if not self.closed:
+            self._channel.resume_reading()
+
+    def unread(self, data: bytes) -> None:
+        """Give back bytes that were read too far; the next read returns them first."""
+        if data:
+            self._chunks.appendleft(data)
+            self._size += len(data)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue bytes for the other end. Await `drain` before writing much more.
+
+        Raises
+        ------
+        ConnectionLost
+            The channel is closed.
+        """
+        if self.closed:
+            raise ConnectionLost("The SSH channel is closed.") from self._lost
+        try:
+            if len(data) <= PACKET:
+                self._channel.write(data)
+                return
+            view = memoryview(data)
+            for start in range(0, len(view), PACKET):
+                self._channel.write(view[start : start + PACKET])
+        except OSError as exc:
+            raise ConnectionLost("The SSH channel is closed.") from exc
+
+    async def drain(self) -> None:
+        """Wait until the other end has taken most of what was written (`ConnectionLost` if it never will)."""
+        while self._writing_paused and not self.closed:
+            if self._writer is None:
+                self._writer = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._writer)
+        if self.closed:
+            raise ConnectionLost("The SSH channel is closed.") from self._lost
+
+    def write_eof(self) -> None:
+        """Tell the other end that nothing more will be written; reading goes on."""
+        if not self.closed:
+            self._channel.write_eof()
+
+    def close(self) -> None:
+        """Close after what was written is sent; what was not read is dropped."""
+        if not self._closed:
+            self._closed = True
+            self._channel.close()
+            self._wake()
+
+    def abort(self) -> None:
+        """Close now; what was not sent yet is dropped."""
+        self._closed = True
+        self._channel.abort()
+        self._wake()
+
+    async def wait_closed(self) -> None:
+        """Wait until the channel is gone on both sides."""
+        await self._gone.wait()
+
+    # -- called by asyncssh
+
+    def connection_made(self, chan: Any) -> None:
+        self._channel = chan
+        self.opened_at = time.monotonic()
+        chan.set_write_buffer_limits(high=WRITE_LIMIT)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None and not self._eof:
+            self._lost = exc
+        self._eof = True
+        self._gone.set()
+        self._wake()
+        if self.on_gone is not None:
+            self.on_gone(self)
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if self._sink is not None and not self._chunks:
+            self._sink(data)
+            return
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._size > READ_LIMIT and not self._reading_paused:
+            self._reading_paused = True
+            self._channel.pause_reading()
+        if self._reader is not None:
+            self._wake_reader()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._wake_reader()
+        return True
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._writer is not None:
+            self._writer.set_result(None)
+            self._writer = None
+
+    # -- helpers
+
+    async def _wait_readable(self) -> None:
+        if self._reader is not None:
+            raise RuntimeError("two readers on one channel")
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _wake(self) -> None:
+        self._wake_reader()
+        self.resume_writing()
+
+
+class Channel(ByteStream, asyncssh.SSHTCPSession[bytes]):
+    """A byte stream to a TCP port of the remote machine's loopback."""
+
+
+class UnixChannel(ByteStream, asyncssh.SSHUNIXSession[bytes]):
+    """A byte stream to a Unix socket of the remote machine."""
+
+
+class Process(ByteStream, asyncssh.SSHClientSession[bytes]):
+    """A process on the remote machine: reading is its stdout, writing its stdin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stderr = bytearray()
+        self._exit_status: int | None = None
+
+    @property
+    def stderr(self) -> bytes:
+        """The last 64 KiB of its stderr so far."""
+        return bytes(self._stderr)
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs (or where it ended without one); minus one where a signal ended it."""
+        return self._exit_status
+
+    async def wait(self) -> int | None:
+        """Wait until the process and its channel are gone; return its exit status.
+
+        What it writes to stdout must be read meanwhile: a full pipe keeps a process from ending.
+        """
+        await self.wait_closed()
+        return self._exit_status
+
+    async def communicate(
+        self, data: bytes | None = None, *, limit: int = 64 * 1024 * 1024
+    ) -> tuple[int | None, bytes, bytes]:
+        """Write `data` to stdin, close it, and return (exit status, stdout, stderr).
+
+        Raises
+        ------
+        RemoteBadAnswer
+            It wrote more than `limit` bytes to stdout.
+        ConnectionLost
+            The SSH connection broke before it had ended.
+        """
+        feeding = asyncio.create_task(self._feed(data)) if data else None
+        if feeding is None:
+            self.write_eof()
+        try:
+            parts: list[bytes] = []
+            size = 0
+            while part := await self.read():
+                size += len(part)
+                if size > limit:
+                    raise RemoteBadAnswer(f"The remote command wrote more than {limit} bytes.")
+                parts.append(part)
+            await self.wait_closed()
+        finally:
+            if feeding is not None:
+                feeding.cancel()
+                await asyncio.gather(feeding, return_exceptions=True)
+        if self._lost is not None:
+            raise ConnectionLost("The SSH connection broke.") from self._lost
+        return self._exit_status, b"".join(parts), self.stderr
+
+    # -- called by asyncssh
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if datatype == EXTENDED_DATA_STDERR:
+            self._stderr += data
+            del self._stderr[:-STDERR_LIMIT]
+            return
+        super().data_received(data, datatype)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None:
+            self._lost = exc
+        super().connection_lost(exc)
+
+    def exit_status_received(self, status: int) -> None:
+        self._exit_status = status
+
+    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
+        self._exit_status = -1
+
+    # -- helpers
+
+    async def _feed(self, data: bytes) -> None:
+        try:
+            for start in range(0, len(data), WRITE_LIMIT):
+                self.write(data[start : start + WRITE_LIMIT])
+                await self.drain()
+            self.write_eof()
+        except ConnectionLost:
+            return  # a process may end without reading its input

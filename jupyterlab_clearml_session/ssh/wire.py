@@ -1,0 +1,148 @@
+"""The TCP connection under an SSH connection, with the socket handling that asyncssh leaves to the defaults.
+
+asyncssh can be given an object that opens the connection it runs over (its `tunnel` option). Standing in that
+place lets us use only its public interface and still decide how bytes meet the socket:
+
+- every received byte is seen, so that "is the other end alive" and the round trip are measured on the wire;
+- acknowledgements are sent at once (Linux: TCP_QUICKACK, which does not stick and is set after each read): a
+  server with Nagle's algorithm on otherwise waits 40 ms for them;
+- packets written in one turn of the event loop leave in one system call and one segment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+READ_BUFFER = 256 * 1024
+WRITE_AT_ONCE = 128 * 1024
+RTT_SAMPLES = 5
+QUIET = 0.5
+"""Seconds without a received byte after which the answer to our next packet is taken as a round trip."""
+
+
+class Wire(asyncio.BufferedProtocol):
+    """A TCP connection to the SSH server: to asyncssh the tunnel that it goes through, and its transport."""
+
+    def __init__(self) -> None:
+        self.logger = logging.getLogger(__name__)
+        self.opened = False
+        self.received = 0
+        """Bytes that have arrived."""
+        self.last_received = time.monotonic()
+        self._ssh: Any = None
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._buffer = memoryview(bytearray(READ_BUFFER))
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._flush_scheduled = False
+        self._asked_at: float | None = None
+        self._rtts: deque[float] = deque(maxlen=RTT_SAMPLES)
+
+    @property
+    def rtt(self) -> float | None:
+        """The median of the last few round trips in seconds; None before the first one."""
+        return statistics.median(self._rtts) if self._rtts else None
+
+    def observe_rtt(self, seconds: float) -> None:
+        """Take a round trip that was measured elsewhere (opening a channel takes one)."""
+        self._rtts.append(seconds)
+
+    # -- what asyncssh calls on a tunnel
+
+    async def create_connection(
+        self, session_factory: Callable[[], Any], remote_host: str, remote_port: int
+    ) -> tuple[Any, Any]:
+        """Open the TCP connection (RFC 8305: addresses of both families raced) and put SSH on it."""
+        self._ssh = session_factory()
+        await asyncio.get_running_loop().create_connection(
+            lambda: self, remote_host, remote_port, happy_eyeballs_delay=0.25
+        )
+        return self, self._ssh
+
+    # -- what asyncssh calls on its transport
+
+    def write(self, data: bytes) -> None:
+        if self._transport is None:
+            return
+        if self._asked_at is None:
+            now = time.monotonic()
+            if now - self.last_received > QUIET:
+                self._asked_at = now
+        self._out.append(data)
+        self._out_size += len(data)
+        if self._out_size >= WRITE_AT_ONCE:
+            self._flush()
+        elif not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._flush()
+            self._transport.abort()
+            self._transport = None
+
+    def close(self) -> None:
+        self.abort()
+
+    async def wait_closed(self) -> None:
+        """There is nothing to wait for: an aborted connection is gone."""
+
+    def is_closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default) if self._transport else default
+
+    # -- what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._socket = transport.get_extra_info("socket")
+        self.opened = True
+        self.last_received = time.monotonic()
+        self._ssh.connection_made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        now = time.monotonic()
+        self.last_received = now
+        self.received += nbytes
+        if self._asked_at is not None:
+            self._rtts.append(now - self._asked_at)
+            self._asked_at = None
+        if QUICKACK is not None and self._socket is not None and self._socket.fileno() >= 0:
+            self._socket.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
+        self._ssh.data_received(bytes(self._buffer[:nbytes]), None)
+
+    def eof_received(self) -> bool:
+        self._ssh.eof_received()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._socket = None
+        self._ssh.connection_lost(exc)
+
+    # -- helpers
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if not self._out or self._transport is None:
+            return
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        self._out_size = 0
+        self._transport.write(data)

@@ -1,0 +1,79 @@
+"""Store a session's workspace while it runs; by itself the remote script stores it only when the session ends.
+
+The archive is made over there, comes through the tunnel, and is uploaded from here: the session needs no ClearML
+credentials for it. It is stored as the remote script would, so a session that continues this one restores it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import ClearMLSessionError, InvalidInput
+from .models import Session
+from .sessions import SessionManager
+from .ssh.tunnel import Tunnel
+
+_CHUNK = 256 * 1024
+_NAME = "workspace_snapshot.tar.gz"  # the remote script's
+_LIST_DEADLINE = 60.0
+_LISTED = 200
+
+
+class WorkspaceFailed(ClearMLSessionError):
+    """The workspace could not be packed on the remote machine."""
+
+    code = "workspace_failed"
+    status = 424
+    default_hint = "Does the folder exist over there, and can it be read?"
+
+
+async def store(sessions: SessionManager, session_id: str) -> Session:
+    """Store the workspace of an attached session now; return the session when it is stored.
+
+    Raises InvalidInput where the session has no workspace, NotAttached, TunnelDown, WorkspaceFailed, and what an
+    upload raises.
+    """
+    session = await sessions.get(session_id)
+    folder = str(session.spec.get("store_workspace") or "")
+    if not folder:
+        raise InvalidInput("The session was launched without a workspace to store", field="store_workspace")
+    tunnel = await sessions.tunnel(session_id)
+    place = _shell_path(folder)
+    with tempfile.TemporaryDirectory(prefix="clearml-session-") as scratch:
+        archive = Path(scratch) / _NAME
+        with archive.open("wb") as stream:
+            await _fetch(tunnel, place, stream)
+        await sessions.client.store_workspace(
+            await sessions.client.task(session_id), archive, await _preview(tunnel, place, folder)
+        )
+    return await sessions.get(session_id)
+
+
+async def _fetch(tunnel: Tunnel, place: str, stream: BinaryIO) -> None:
+    process = await tunnel.start_process(f"cd {place} && exec tar -czf - .")
+    try:
+        while chunk := await process.read(_CHUNK):
+            await asyncio.to_thread(stream.write, chunk)
+        status = await process.wait()
+    finally:
+        process.abort()
+    # 1: a file changed while it was read, as files of a running session do.
+    if status not in (0, 1):
+        raise WorkspaceFailed("The workspace could not be packed on the remote machine", exit_status=status)
+
+
+async def _preview(tunnel: Tunnel, place: str, folder: str) -> str:
+    command = f"cd {place} && find . -type f | sort | head -n {_LISTED}"
+    _, listing, _ = await tunnel.run(command, timeout=_LIST_DEADLINE)
+    return f"Archive content {folder}:\n{listing.decode('utf-8', 'replace')}"
+
+
+def _shell_path(folder: str) -> str:
+    """Quote a folder for the remote shell, which still has to expand a leading ``~/``."""
+    if folder == "~" or folder.startswith("~/"):
+        return '"$HOME"/' + shlex.quote(folder[2:] or ".")
+    return shlex.quote(folder)

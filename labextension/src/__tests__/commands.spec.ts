@@ -1,0 +1,265 @@
+import { Dialog, Notification } from '@jupyterlab/apputils';
+import type { JupyterFrontEnd } from '@jupyterlab/application';
+import { CommandRegistry } from '@lumino/commands';
+
+import { CommandIDs, GLOBAL_COMMANDS, SESSION_COMMANDS } from '../commandIds';
+import { addCommands } from '../commands';
+import type { Launcher } from '../launchDialog';
+import type { SessionModel } from '../model';
+import { Progress } from '../progress';
+import { SessionError } from '../request';
+import type { ISession } from '../tokens';
+import type { Views } from '../views';
+import type { FakeAPI } from './parts';
+import {
+  Events,
+  SERVER,
+  fakeAPI,
+  id,
+  session,
+  settle,
+  startedModel,
+  trans
+} from './parts';
+
+interface IStage {
+  commands: CommandRegistry;
+  model: SessionModel;
+  api: FakeAPI;
+  events: Events;
+  views: { [K in keyof Views]: jest.Mock };
+  launcher: { launch: jest.Mock };
+  showPanel: jest.Mock;
+}
+
+async function stage(
+  sessions: ISession[],
+  calls: Partial<FakeAPI> = {},
+  confirmShutdown = false
+): Promise<IStage> {
+  const api = fakeAPI({
+    sessions: jest.fn().mockResolvedValue({ sessions, revision: 1 }),
+    ...calls
+  });
+  const events = new Events();
+  const model = await startedModel(api, events);
+  const commands = new CommandRegistry();
+  const views = {
+    openPage: jest.fn(),
+    openInBrowser: jest.fn(),
+    openPort: jest.fn(),
+    openTerminal: jest.fn().mockResolvedValue(undefined),
+    openFiles: jest.fn().mockResolvedValue(undefined),
+    openLog: jest.fn(),
+    restore: jest.fn()
+  };
+  const launcher = { launch: jest.fn().mockResolvedValue(null) };
+  const showPanel = jest.fn();
+  addCommands({
+    app: { commands } as unknown as JupyterFrontEnd,
+    model,
+    views: views as unknown as Views,
+    launcher: launcher as unknown as Launcher,
+    progress: new Progress(model, commands, trans),
+    trans,
+    showPanel,
+    confirmShutdown: () => confirmShutdown
+  });
+  return { commands, model, api, events, views, launcher, showPanel };
+}
+
+function messages(): string[] {
+  return Notification.manager.notifications.map(({ message }) => message);
+}
+
+/** Press a button of the open dialog. */
+async function press(label: string): Promise<void> {
+  await settle();
+  const buttons = [
+    ...document.querySelectorAll<HTMLButtonElement>('.jp-Dialog button')
+  ];
+  const button = buttons.find(found => found.textContent?.trim() === label);
+  if (!button) {
+    throw new Error(`no button ${label}: ${document.body.textContent}`);
+  }
+  button.click();
+  await settle();
+}
+
+afterEach(() => {
+  Notification.manager.dismiss();
+  Dialog.flush();
+});
+
+describe('commands', () => {
+  it('are all there, with a label, and listed once', async () => {
+    const { commands } = await stage([]);
+    for (const command of Object.values(CommandIDs)) {
+      expect(commands.hasCommand(command)).toBe(true);
+      expect(commands.label(command)).not.toBe('');
+    }
+    const listed: string[] = [...GLOBAL_COMMANDS, ...SESSION_COMMANDS];
+    expect(new Set(listed).size).toBe(listed.length);
+  });
+
+  it('show the panel in place of the dialog where ClearML is not configured', async () => {
+    const { commands, launcher, showPanel } = await stage([], {
+      status: jest.fn().mockResolvedValue({ ...SERVER, mode: 'unconfigured' })
+    });
+    await commands.execute(CommandIDs.newSession);
+    expect(showPanel).toHaveBeenCalled();
+    expect(launcher.launch).not.toHaveBeenCalled();
+    expect(commands.isEnabled(CommandIDs.attachById)).toBe(false);
+  });
+
+  it('launch, show the session at once and follow it to the end', async () => {
+    const { commands, model, events, launcher } = await stage([]);
+    launcher.launch.mockResolvedValue(session(1, 'queued'));
+    await commands.execute(CommandIDs.newSession);
+    expect(model.get(id(1))?.phase).toBe('queued');
+    expect(messages()).toEqual(['session 1: text of queued']);
+    events.changed(2, session(1, 'starting'));
+    expect(messages()).toEqual(['session 1: text of starting']);
+    events.changed(3, session(1, 'ready'));
+    expect(messages()).toEqual(['session 1 is ready']);
+  });
+
+  it('tell that a followed session failed', async () => {
+    const { commands, events, launcher } = await stage([]);
+    launcher.launch.mockResolvedValue(session(1, 'queued'));
+    await commands.execute(CommandIDs.newSession);
+    const error = { code: 'session_failed', message: 'no such package' };
+    events.changed(2, session(1, 'failed', { error }));
+    expect(messages()).toEqual(['session 1: no such package']);
+  });
+
+  it('are offered by what the session can do', async () => {
+    const { commands } = await stage([session(1, 'ready'), session(2, 'queued')]);
+    expect(commands.isVisible(CommandIDs.openJupyter, { id: id(1) })).toBe(true);
+    expect(commands.isVisible(CommandIDs.openJupyter, { id: id(2) })).toBe(false);
+    expect(commands.isEnabled(CommandIDs.openJupyter)).toBe(true);
+    expect(commands.isEnabled(CommandIDs.attach)).toBe(false);
+  });
+
+  it('take the only session that fits', async () => {
+    const { commands, views } = await stage([
+      session(1, 'ready'),
+      session(2, 'queued')
+    ]);
+    await commands.execute(CommandIDs.openTerminal);
+    expect(views.openTerminal.mock.calls[0][0].id).toBe(id(1));
+  });
+
+  it('open pages here and in the browser', async () => {
+    const { commands, views } = await stage([session(1, 'ready')]);
+    await commands.execute(CommandIDs.openJupyter, { id: id(1) });
+    await commands.execute(CommandIDs.openVscodeBrowser, { id: id(1) });
+    expect(views.openPage).toHaveBeenCalledWith(expect.anything(), 'jupyter');
+    expect(views.openInBrowser).toHaveBeenCalledWith(expect.anything(), 'vscode');
+  });
+
+  it('attach on the way to JupyterLab, and wait until it is ready', async () => {
+    const running = session(1, 'services_up', { endpoints: { jupyter: 'p/' } });
+    const { commands, views, events } = await stage([running], {
+      attach: jest.fn().mockResolvedValue({ ...running, phase: 'connecting' })
+    });
+    const opened = commands.execute(CommandIDs.openJupyter, { id: id(1) });
+    await settle();
+    expect(views.openPage).not.toHaveBeenCalled();
+    events.changed(2, session(1, 'ready'));
+    await opened;
+    expect(views.openPage).toHaveBeenCalledTimes(1);
+  });
+
+  it("warn before somebody else's pages run under our origin", async () => {
+    const others = session(1, 'ready', {
+      mine: false,
+      user: { id: 'u2', name: 'grace' }
+    });
+    const { commands, views } = await stage([others]);
+    const refused = commands.execute(CommandIDs.openJupyter, { id: id(1) });
+    await press('Cancel');
+    await refused;
+    expect(views.openPage).not.toHaveBeenCalled();
+    const accepted = commands.execute(CommandIDs.openJupyter, { id: id(1) });
+    await press('Open Anyway');
+    await accepted;
+    expect(views.openPage).toHaveBeenCalledTimes(1);
+  });
+
+  it('shut down only what the user has confirmed', async () => {
+    const { commands, api, model } = await stage(
+      [session(1, 'ready')],
+      { shutdown: jest.fn().mockResolvedValue(session(1, 'stopping')) },
+      true
+    );
+    const refused = commands.execute(CommandIDs.shutdown, { id: id(1) });
+    await press('Cancel');
+    await refused;
+    expect(api.shutdown).not.toHaveBeenCalled();
+    const accepted = commands.execute(CommandIDs.shutdown, { id: id(1) });
+    await press('Shut Down');
+    await accepted;
+    expect(api.shutdown).toHaveBeenCalledWith(id(1));
+    expect(model.get(id(1))?.phase).toBe('stopping');
+  });
+
+  it('tell a failure with its hint in place of throwing it', async () => {
+    const { commands } = await stage([session(1, 'ready')], {
+      detach: jest
+        .fn()
+        .mockRejectedValue(
+          new SessionError(
+            { code: 'wrong_phase', message: 'Not now', hint: 'Wait' },
+            409
+          )
+        )
+    });
+    await expect(
+      commands.execute(CommandIDs.detach, { id: id(1) })
+    ).resolves.toBeNull();
+    expect(messages()).toEqual(['Not now. Wait']);
+  });
+
+  it('attach by an id that was never seen here', async () => {
+    const others = session(5, 'connecting', { mine: false });
+    const { commands, api, model } = await stage([], {
+      attach: jest.fn().mockResolvedValue(others)
+    });
+    await commands.execute(CommandIDs.attachById, { id: id(5) });
+    expect(api.attach).toHaveBeenCalledWith(id(5));
+    expect(model.active.map(found => found.id)).toEqual([id(5)]);
+  });
+
+  it('begin a debugging session with the Task filled in', async () => {
+    const { commands, launcher } = await stage([]);
+    await commands.execute(CommandIDs.debugTask, { id: id(7) });
+    expect(launcher.launch).toHaveBeenCalledWith({ debugging_session: id(7) });
+  });
+
+  it('delete nothing but the chosen ended sessions', async () => {
+    const ended = [
+      session(1, 'ended'),
+      session(2, 'ended'),
+      session(3, 'ended', { mine: false })
+    ];
+    const { commands, api } = await stage([], {
+      purge: jest.fn().mockResolvedValue(null),
+      sessions: jest.fn().mockImplementation(async (state: string) => ({
+        sessions: state === 'ended' ? ended : [],
+        revision: 1
+      }))
+    });
+    const done = commands.execute(CommandIDs.cleanUp);
+    await settle();
+    const boxes = document.querySelectorAll<HTMLInputElement>(
+      '.jp-ClearML-choices input'
+    );
+    expect(boxes).toHaveLength(2);
+    boxes[0].click();
+    await press('Delete Chosen');
+    await done;
+    expect(api.purge.mock.calls).toEqual([[id(2)]]);
+    expect(messages()).toEqual(['1 session deleted']);
+  });
+});

@@ -1,0 +1,164 @@
+import type { JupyterFrontEnd } from '@jupyterlab/application';
+import { Dialog } from '@jupyterlab/apputils';
+import { CommandRegistry } from '@lumino/commands';
+import { Widget } from '@lumino/widgets';
+
+import { connectKernel } from '../connect';
+import { taskDialog } from '../dialogs';
+import { fakeAPI, id, session, settle, trans } from './parts';
+
+const KERNEL = {
+  id: 'k1',
+  name: 'python3',
+  state: 'idle',
+  started: null,
+  adopted: false
+};
+
+function button(label: string): HTMLButtonElement {
+  const found = [...document.querySelectorAll<HTMLButtonElement>('.jp-Dialog button')];
+  const one = found.find(candidate => candidate.textContent?.trim() === label);
+  if (!one) {
+    throw new Error(`no button ${label}`);
+  }
+  return one;
+}
+
+afterEach(() => Dialog.flush());
+
+describe('connectKernel', () => {
+  async function connect(choice: string) {
+    const executed: Array<[string, unknown]> = [];
+    const commands = new CommandRegistry();
+    for (const command of [
+      'docmanager:new-untitled',
+      'docmanager:open',
+      'console:open'
+    ]) {
+      commands.addCommand(command, {
+        execute: args => {
+          executed.push([command, args]);
+          return { path: 'sub/Untitled.ipynb', name: 'Untitled.ipynb' };
+        }
+      });
+    }
+    const connection = { dispose: jest.fn() };
+    const sessions = { startNew: jest.fn().mockResolvedValue(connection) };
+    const notebook = Object.assign(new Widget(), {
+      sessionContext: { changeKernel: jest.fn().mockResolvedValue(null) }
+    });
+    notebook.title.label = 'here.ipynb';
+    const shell = {
+      widgets: () => [new Widget(), notebook][Symbol.iterator](),
+      activateById: jest.fn()
+    };
+    const api = fakeAPI({ adoptKernel: jest.fn().mockResolvedValue('local-id') });
+    const done = connectKernel(
+      { commands, shell, serviceManager: { sessions } } as unknown as JupyterFrontEnd,
+      api,
+      session(1, 'ready'),
+      KERNEL,
+      trans
+    );
+    await settle();
+    const select = document.querySelector<HTMLSelectElement>('.jp-Dialog select');
+    const choices = [...(select?.options ?? [])].map(option => option.text);
+    if (select) {
+      select.value = choice;
+    }
+    button('Connect').click();
+    await done;
+    return { api, executed, notebook, choices, sessions, connection };
+  }
+
+  it('offers what is open, and new ones', async () => {
+    const { choices } = await connect('A new console');
+    expect(choices).toEqual(['here.ipynb (open)', 'A new notebook', 'A new console']);
+  });
+
+  it('adopts the kernel and gives it to the open notebook', async () => {
+    const { api, notebook, executed } = await connect('here.ipynb (open)');
+    expect(api.adoptKernel).toHaveBeenCalledWith(id(1), 'k1');
+    expect(notebook.sessionContext.changeKernel).toHaveBeenCalledWith({
+      id: 'local-id'
+    });
+    expect(executed).toEqual([]);
+  });
+
+  it('gives it to a new notebook, whose session is there before it is opened', async () => {
+    const { executed, sessions, connection } = await connect('A new notebook');
+    expect(sessions.startNew).toHaveBeenCalledWith({
+      path: 'sub/Untitled.ipynb',
+      name: 'Untitled.ipynb',
+      type: 'notebook',
+      kernel: { id: 'local-id' }
+    });
+    expect(connection.dispose).toHaveBeenCalled();
+    expect(executed.map(([command]) => command)).toEqual([
+      'docmanager:new-untitled',
+      'docmanager:open'
+    ]);
+  });
+
+  it('gives it to a new console', async () => {
+    const { executed, sessions } = await connect('A new console');
+    const { path, type } = sessions.startNew.mock.calls[0][0];
+    expect(type).toBe('console');
+    expect(executed).toEqual([['console:open', { path, activate: true }]]);
+  });
+});
+
+describe('taskDialog', () => {
+  const task = (number: number, name: string) => ({
+    id: id(number),
+    name,
+    status: 'failed',
+    project: 'vision',
+    created: null,
+    repository: 'https://git.example.org/x.git',
+    branch: '',
+    commit: ''
+  });
+
+  async function type(text: string): Promise<void> {
+    const input = document.querySelector<HTMLInputElement>(
+      '.jp-Dialog input[type=search]'
+    );
+    const setter = Object.getOwnPropertyDescriptor(
+      HTMLInputElement.prototype,
+      'value'
+    )?.set;
+    setter?.call(input, text);
+    input?.dispatchEvent(new Event('input', { bubbles: true }));
+    await new Promise(resolve => setTimeout(resolve, 400));
+    await settle();
+  }
+
+  it('takes the only Task that is found', async () => {
+    const tasks = jest
+      .fn()
+      .mockImplementation(async (text: string) =>
+        [task(1, 'train'), task(2, 'plot')].filter(found => found.name.includes(text))
+      );
+    const done = taskDialog(fakeAPI({ tasks }), trans);
+    await settle();
+    await type('plot');
+    button('Continue').click();
+    await expect(done).resolves.toBe(id(2));
+  });
+
+  it('takes an address of ClearML, also of a Task that is not found', async () => {
+    const done = taskDialog(fakeAPI({ tasks: jest.fn().mockResolvedValue([]) }), trans);
+    await settle();
+    await type(`https://app.clear.ml/projects/*/experiments/${id(9)}/execution`);
+    button('Continue').click();
+    await expect(done).resolves.toBe(id(9));
+  });
+
+  it('is nothing when it is cancelled', async () => {
+    const done = taskDialog(fakeAPI({ tasks: jest.fn().mockResolvedValue([]) }), trans);
+    await settle();
+    button('Cancel').click();
+    await expect(done).resolves.toBeNull();
+  });
+});

@@ -1,0 +1,294 @@
+import { SessionModel } from '../model';
+import { SessionError } from '../request';
+import type { IPhaseChange } from '../tokens';
+import { Events, SERVER, fakeAPI, id, session, settle, startedModel } from './parts';
+
+describe('SessionModel', () => {
+  let model: SessionModel;
+  let events: Events;
+
+  beforeEach(() => {
+    events = new Events();
+  });
+
+  afterEach(() => {
+    model.dispose();
+  });
+
+  it('begins with a snapshot, newest first', async () => {
+    const api = fakeAPI({
+      sessions: jest.fn().mockResolvedValue({
+        sessions: [session(1, 'ready'), session(2, 'queued')],
+        revision: 7
+      })
+    });
+    model = new SessionModel({ api, events: events.stream });
+    expect(model.loading).toBe(true);
+    model.start();
+    await model.ready;
+    await settle();
+    expect(model.loading).toBe(false);
+    expect(model.status).toEqual(SERVER);
+    expect(model.active.map(found => found.id)).toEqual([id(2), id(1)]);
+    expect(api.sessions).toHaveBeenCalledWith('active', false);
+  });
+
+  it('applies the next event without asking again', async () => {
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockResolvedValue({ sessions: [session(1, 'queued')], revision: 7 })
+    });
+    model = await startedModel(api, events);
+    const changes: IPhaseChange[] = [];
+    model.phaseChanged.connect((_, change) => {
+      changes.push(change);
+    });
+    events.changed(8, session(1, 'starting'));
+    events.changed(9, session(1, 'ready'));
+    expect(model.get(id(1))?.phase).toBe('ready');
+    expect(changes.map(({ before, session: { phase } }) => [before, phase])).toEqual([
+      ['queued', 'starting'],
+      ['starting', 'ready']
+    ]);
+    await settle();
+    expect(api.sessions).toHaveBeenCalledTimes(1);
+  });
+
+  it('takes a new snapshot after a gap', async () => {
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockResolvedValueOnce({ sessions: [session(1, 'queued')], revision: 7 })
+        .mockResolvedValue({ sessions: [session(1, 'ready')], revision: 10 })
+    });
+    model = await startedModel(api, events);
+    events.changed(10, session(1, 'connecting'));
+    expect(model.get(id(1))?.phase).toBe('queued');
+    await settle();
+    expect(api.sessions).toHaveBeenCalledTimes(2);
+    expect(model.get(id(1))?.phase).toBe('ready');
+  });
+
+  it('takes one snapshot for many gaps in one moment', async () => {
+    const api = fakeAPI({
+      sessions: jest.fn().mockResolvedValue({ sessions: [], revision: 20 })
+    });
+    model = await startedModel(api, events);
+    for (let revision = 30; revision < 40; revision += 2) {
+      events.changed(revision, session(1, 'queued'));
+    }
+    await settle();
+    expect(api.sessions).toHaveBeenCalledTimes(2);
+  });
+
+  it('ignores late events that the snapshot holds already', async () => {
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockResolvedValue({ sessions: [session(1, 'ready')], revision: 7 })
+    });
+    model = await startedModel(api, events);
+    events.changed(6, session(1, 'queued'));
+    events.changed(7, session(1, 'starting'));
+    await settle();
+    expect(model.get(id(1))?.phase).toBe('ready');
+    expect(api.sessions).toHaveBeenCalledTimes(1);
+  });
+
+  it('takes a new snapshot when a restarted server counts anew', async () => {
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockResolvedValueOnce({ sessions: [session(1, 'ready')], revision: 50 })
+        .mockResolvedValue({ sessions: [session(1, 'connecting')], revision: 3 })
+    });
+    model = await startedModel(api, events);
+    const now = jest.spyOn(Date, 'now').mockReturnValue(Date.now() + 60_000);
+    events.changed(3, session(1, 'connecting'));
+    now.mockRestore();
+    await settle();
+    expect(api.sessions).toHaveBeenCalledTimes(2);
+    events.changed(4, session(1, 'ready'));
+    expect(model.get(id(1))?.phase).toBe('ready');
+  });
+
+  it('applies events that came while the snapshot was on its way', async () => {
+    let answer: (value: unknown) => void = () => undefined;
+    const api = fakeAPI({
+      sessions: jest.fn().mockReturnValueOnce(
+        new Promise(resolve => {
+          answer = resolve;
+        })
+      )
+    });
+    model = new SessionModel({ api, events: events.stream });
+    model.start();
+    await settle();
+    events.changed(5, session(1, 'queued')); // in the snapshot already
+    events.changed(6, session(1, 'starting'));
+    answer({ sessions: [session(1, 'queued')], revision: 5 });
+    await model.ready;
+    await settle();
+    expect(model.get(id(1))?.phase).toBe('starting');
+    expect(api.sessions).toHaveBeenCalledTimes(1);
+  });
+
+  it('does not listen to other events', async () => {
+    model = await startedModel(fakeAPI(), events);
+    events.emit(
+      { revision: 1, kind: 'changed', session: session(1, 'ready') },
+      'https://other'
+    );
+    expect(model.active).toEqual([]);
+  });
+
+  it('removes what was deleted', async () => {
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockResolvedValue({ sessions: [session(1, 'queued')], revision: 1 })
+    });
+    model = await startedModel(api, events);
+    events.emit({ revision: 2, kind: 'removed', session: session(1, 'ended') });
+    expect(model.get(id(1))).toBeUndefined();
+  });
+
+  it('keeps a failure in sight until it is dismissed, also over a snapshot', async () => {
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockResolvedValueOnce({ sessions: [session(1, 'starting')], revision: 1 })
+        .mockResolvedValue({ sessions: [], revision: 2 })
+    });
+    model = await startedModel(api, events);
+    events.changed(2, session(1, 'failed'));
+    await model.refresh();
+    expect(model.active.map(found => found.phase)).toEqual(['failed']);
+    model.dismiss(id(1));
+    expect(model.active).toEqual([]);
+  });
+
+  it('shows a failed connection of a running session as active', async () => {
+    const broken = session(1, 'failed', { status: 'in_progress' });
+    const api = fakeAPI({
+      sessions: jest.fn().mockResolvedValue({ sessions: [broken], revision: 1 })
+    });
+    model = await startedModel(api, events);
+    expect(model.active).toEqual([broken]);
+  });
+
+  it("shows other people's sessions only when asked, or attached", async () => {
+    const others = session(1, 'queued', { mine: false });
+    const attached = session(2, 'ready', { mine: false });
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockResolvedValue({ sessions: [others, attached], revision: 1 })
+    });
+    model = await startedModel(api, events);
+    expect(model.active).toEqual([attached]);
+    model.allUsers = true;
+    await settle();
+    expect(api.sessions).toHaveBeenLastCalledWith('active', true);
+    expect(model.active).toEqual([attached, others]);
+  });
+
+  it("keeps another person's session that was asked for by id", async () => {
+    const others = session(1, 'starting', { mine: false });
+    const api = fakeAPI({
+      session: jest.fn().mockResolvedValue({ ...others, phase: 'connecting' })
+    });
+    model = await startedModel(api, events);
+    model.put(others);
+    expect(model.active).toEqual([others]);
+    await model.refresh();
+    expect(model.active.map(found => found.phase)).toEqual(['connecting']);
+  });
+
+  it('asks for ended sessions only when they are wanted', async () => {
+    const api = fakeAPI({
+      sessions: jest.fn().mockImplementation(async (state: string) => ({
+        sessions: state === 'all' ? [session(1, 'ended')] : [],
+        revision: 1
+      }))
+    });
+    model = await startedModel(api, events);
+    expect(model.ended).toBeNull();
+    model.showEnded = true;
+    await settle();
+    expect(model.ended?.map(found => found.id)).toEqual([id(1)]);
+    expect(model.active).toEqual([]);
+  });
+
+  it('asks for no sessions where ClearML is not configured', async () => {
+    const api = fakeAPI({
+      status: jest.fn().mockResolvedValue({ ...SERVER, mode: 'unconfigured' })
+    });
+    model = await startedModel(api, events);
+    expect(model.loading).toBe(false);
+    expect(api.sessions).not.toHaveBeenCalled();
+  });
+
+  it('tells why ClearML cannot be asked, and recovers', async () => {
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockRejectedValueOnce(
+          new SessionError({ code: 'clearml_unreachable', message: 'away' }, 503)
+        )
+        .mockResolvedValue({ sessions: [session(1, 'ready')], revision: 1 })
+    });
+    model = await startedModel(api, events);
+    expect(model.error?.code).toBe('clearml_unreachable');
+    await model.refresh();
+    expect(model.error).toBeNull();
+    expect(model.active).toHaveLength(1);
+  });
+
+  it('keeps the sessions while ClearML is away', async () => {
+    const api = fakeAPI({
+      sessions: jest
+        .fn()
+        .mockResolvedValue({ sessions: [session(1, 'ready')], revision: 1 })
+    });
+    model = await startedModel(api, events);
+    events.emit({
+      revision: 2,
+      kind: 'backend',
+      error: { code: 'clearml_unreachable', message: 'away' }
+    });
+    expect(model.error?.message).toBe('away');
+    expect(model.active).toHaveLength(1);
+  });
+
+  it('asks one thing at a time, and once more for what was asked meanwhile', async () => {
+    let running = 0;
+    let most = 0;
+    const api = fakeAPI({
+      sessions: jest.fn().mockImplementation(async () => {
+        most = Math.max(most, ++running);
+        await settle();
+        running -= 1;
+        return { sessions: [], revision: 1 };
+      })
+    });
+    model = await startedModel(api, events);
+    await Promise.all([model.refresh(), model.refresh(), model.refresh()]);
+    await settle();
+    expect(most).toBe(1);
+    expect(api.sessions.mock.calls.length).toBeLessThanOrEqual(4);
+  });
+
+  it('is quiet after its end', async () => {
+    const api = fakeAPI();
+    model = await startedModel(api, events);
+    const changed = jest.fn();
+    model.changed.connect(changed);
+    model.dispose();
+    events.changed(1, session(1, 'ready'));
+    await model.refresh();
+    expect(changed).not.toHaveBeenCalled();
+    expect(api.sessions).toHaveBeenCalledTimes(1);
+  });
+});

@@ -1,0 +1,54 @@
+/** Names of the commands, apart from the commands themselves so that every component may know them. */
+
+/** Ids of all commands. Those on one session take its id as the argument `id`. */
+export namespace CommandIDs {
+  export const openPanel = 'clearml-session:open-panel';
+  export const newSession = 'clearml-session:new';
+  export const attachById = 'clearml-session:attach-by-id';
+  export const debugTask = 'clearml-session:debug-task';
+  export const refresh = 'clearml-session:refresh';
+  export const cleanUp = 'clearml-session:clean-up';
+  export const toggleAllUsers = 'clearml-session:toggle-all-users';
+  export const openJupyter = 'clearml-session:open-jupyter';
+  export const openJupyterBrowser = 'clearml-session:open-jupyter-in-browser';
+  export const openVscode = 'clearml-session:open-vscode';
+  export const openVscodeBrowser = 'clearml-session:open-vscode-in-browser';
+  export const openTerminal = 'clearml-session:open-terminal';
+  export const openFiles = 'clearml-session:open-files';
+  export const openPort = 'clearml-session:open-port';
+  export const forward = 'clearml-session:forward-port';
+  export const kernels = 'clearml-session:running-kernels';
+  export const attach = 'clearml-session:attach';
+  export const detach = 'clearml-session:detach';
+  export const reconnect = 'clearml-session:reconnect';
+  export const log = 'clearml-session:show-log';
+  export const storeWorkspace = 'clearml-session:store-workspace';
+  export const shutdown = 'clearml-session:shut-down';
+  export const deleteSession = 'clearml-session:delete';
+  export const dismiss = 'clearml-session:dismiss';
+  export const copyId = 'clearml-session:copy-id';
+  export const openWeb = 'clearml-session:open-clearml';
+}
+
+/** Commands that make sense without a session, in the order of the palette. */
+export const GLOBAL_COMMANDS = [
+  CommandIDs.newSession,
+  CommandIDs.attachById,
+  CommandIDs.debugTask,
+  CommandIDs.openPanel,
+  CommandIDs.refresh,
+  CommandIDs.toggleAllUsers,
+  CommandIDs.cleanUp
+] as const;
+
+/** Commands on one session that are also offered in the palette, where the user is asked for which. */
+export const SESSION_COMMANDS = [
+  CommandIDs.openJupyter,
+  CommandIDs.openVscode,
+  CommandIDs.openTerminal,
+  CommandIDs.openFiles,
+  CommandIDs.openPort,
+  CommandIDs.kernels,
+  CommandIDs.log,
+  CommandIDs.shutdown
+] as const;

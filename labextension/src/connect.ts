@@ -1,0 +1,98 @@
+/** Connects a notebook or a console to a kernel that lives on a session already. */
+import type { JupyterFrontEnd } from '@jupyterlab/application';
+import type { ISessionContext } from '@jupyterlab/apputils';
+import { InputDialog } from '@jupyterlab/apputils';
+import type { Contents } from '@jupyterlab/services';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import { UUID } from '@lumino/coreutils';
+import type { Widget } from '@lumino/widgets';
+
+import type { SessionAPI } from './request';
+import type { IRemoteKernel, ISession } from './tokens';
+import { shortId } from './tokens';
+
+/** A notebook or a console: what they have in common without depending on either. */
+interface IHasContext {
+  sessionContext: ISessionContext;
+}
+
+/** What of the application is needed. */
+type App = Pick<JupyterFrontEnd, 'commands' | 'shell' | 'serviceManager'>;
+
+/** Ask what is to be connected, adopt the kernel and connect it. */
+export async function connectKernel(
+  app: App,
+  api: SessionAPI,
+  session: ISession,
+  kernel: IRemoteKernel,
+  trans: TranslationBundle
+): Promise<void> {
+  const open = [...app.shell.widgets('main')].filter(hasContext);
+  const newNotebook = trans.__('A new notebook');
+  const newConsole = trans.__('A new console');
+  const labels = open.map(widget => trans.__('%1 (open)', widget.title.label));
+  const result = await InputDialog.getItem({
+    title: trans.__('Connect to kernel %1', `${kernel.name} ${shortId(kernel.id)}`),
+    label: trans.__('Variables of the kernel are kept. Connect to it:'),
+    items: [...labels, newNotebook, newConsole],
+    okLabel: trans.__('Connect')
+  });
+  const { value } = result;
+  if (!result.button.accept || !value) {
+    return;
+  }
+  const id = await api.adoptKernel(session.id, kernel.id);
+  if (value === newNotebook) {
+    await openNotebook(app, id);
+  } else if (value === newConsole) {
+    await openConsole(app, id, trans);
+  } else {
+    const widget = open[labels.indexOf(value)];
+    await widget.sessionContext.changeKernel({ id });
+    app.shell.activateById(widget.id);
+  }
+}
+
+/**
+ * Open a new notebook on the kernel. Its session is made first: then the notebook only connects. JupyterLab's own way
+ * (`notebook:create-new` with a kernel id) may start the session twice, and ends the kernel with the one too many.
+ */
+async function openNotebook(app: App, kernelId: string): Promise<void> {
+  const file = (await app.commands.execute('docmanager:new-untitled', {
+    type: 'notebook'
+  })) as Contents.IModel;
+  await startSession(app, kernelId, file.path, file.name, 'notebook');
+  await app.commands.execute('docmanager:open', {
+    path: file.path,
+    factory: 'Notebook'
+  });
+}
+
+/** Open a new console on the kernel, in the same way. */
+async function openConsole(
+  app: App,
+  kernelId: string,
+  trans: TranslationBundle
+): Promise<void> {
+  const path = `console-${UUID.uuid4()}`;
+  await startSession(app, kernelId, path, trans.__('Console'), 'console');
+  await app.commands.execute('console:open', { path, activate: true });
+}
+
+async function startSession(
+  app: App,
+  kernelId: string,
+  path: string,
+  name: string,
+  type: string
+): Promise<void> {
+  const { sessions } = app.serviceManager;
+  const kernel: { id: string; name?: string } = { id: kernelId };
+  const session = await sessions.startNew({ path, name, type, kernel });
+  session.dispose(); // the connection, not the session: what is opened makes its own
+}
+
+function hasContext(widget: Widget): widget is Widget & IHasContext {
+  const context = (widget as Partial<IHasContext>).sessionContext;
+  return typeof context?.changeKernel === 'function';
+}

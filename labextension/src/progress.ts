@@ -1,0 +1,181 @@
+/** Notifications about sessions that were started from here: long things show progress and can be cancelled. */
+import { Notification } from '@jupyterlab/apputils';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import type { CommandRegistry } from '@lumino/commands';
+import type { IDisposable } from '@lumino/disposable';
+import { PromiseDelegate } from '@lumino/coreutils';
+
+import { CommandIDs } from './commandIds';
+import { SessionError } from './request';
+import type { ISession, ISessionModel } from './tokens';
+
+/** Follows sessions on their way to `ready`, in one notification each. */
+export class Progress implements IDisposable {
+  constructor(
+    private readonly _model: ISessionModel,
+    private readonly _commands: CommandRegistry,
+    private readonly _trans: TranslationBundle
+  ) {
+    this._model.changed.connect(this._onChanged, this);
+  }
+
+  get isDisposed(): boolean {
+    return this._isDisposed;
+  }
+
+  /** Show how a session comes up. */
+  follow(session: ISession): void {
+    if (this._followed.has(session.id)) {
+      return;
+    }
+    const { id } = session;
+    const notification = Notification.emit(this._text(session), 'in-progress', {
+      autoClose: false,
+      progress: fraction(session),
+      actions: [
+        {
+          label: this._trans.__('Show'),
+          callback: () => void this._commands.execute(CommandIDs.openPanel)
+        },
+        {
+          label: this._trans.__('Shut Down'),
+          displayType: 'warn',
+          callback: () => void this._commands.execute(CommandIDs.shutdown, { id })
+        }
+      ]
+    });
+    this._followed.set(id, notification);
+    this._onChanged();
+  }
+
+  /** Resolves when the session is ready; rejects with a SessionError when it will not be. */
+  untilReady(id: string): Promise<ISession> {
+    const waiter = new PromiseDelegate<ISession>();
+    const look = () => {
+      const session = this._model.get(id);
+      if (session?.phase === 'ready') {
+        waiter.resolve(session);
+      } else if (!session || session.phase === 'failed' || session.phase === 'ended') {
+        waiter.reject(
+          new SessionError(
+            session?.error ?? {
+              code: 'session_aborted',
+              message: this._trans.__('The session has ended')
+            },
+            424
+          )
+        );
+      } else {
+        return false;
+      }
+      return true;
+    };
+    if (!look()) {
+      const onChanged = () => {
+        if (look()) {
+          this._model.changed.disconnect(onChanged);
+        }
+      };
+      this._model.changed.connect(onChanged);
+    }
+    return waiter.promise;
+  }
+
+  dispose(): void {
+    if (this._isDisposed) {
+      return;
+    }
+    this._isDisposed = true;
+    this._model.changed.disconnect(this._onChanged, this);
+    this._followed.forEach(notification => Notification.dismiss(notification));
+    this._followed.clear();
+  }
+
+  private _onChanged(): void {
+    for (const [id, notification] of this._followed) {
+      const session = this._model.get(id);
+      if (!session) {
+        this._end(id, notification);
+        continue;
+      }
+      switch (session.phase) {
+        case 'ready':
+          this._end(id, notification);
+          this._ready(session);
+          break;
+        case 'failed':
+          this._end(id, notification);
+          this._failed(session);
+          break;
+        case 'ended':
+        case 'stopping':
+          this._end(id, notification);
+          break;
+        default:
+          Notification.update({
+            id: notification,
+            message: this._text(session),
+            progress: fraction(session)
+          });
+      }
+    }
+  }
+
+  private _end(id: string, notification: string): void {
+    this._followed.delete(id);
+    Notification.dismiss(notification);
+  }
+
+  private _ready(session: ISession): void {
+    const { id } = session;
+    Notification.success(this._trans.__('%1 is ready', session.name), {
+      autoClose: 15_000,
+      actions: [
+        {
+          label: this._trans.__('Open JupyterLab'),
+          displayType: 'accent',
+          callback: () => void this._commands.execute(CommandIDs.openJupyter, { id })
+        }
+      ]
+    });
+  }
+
+  private _failed(session: ISession): void {
+    const { id } = session;
+    const text = session.error?.message ?? session.phase_text;
+    Notification.error(`${session.name}: ${text}`, {
+      autoClose: false,
+      actions: [
+        {
+          label: this._trans.__('Show'),
+          callback: () => void this._commands.execute(CommandIDs.openPanel)
+        },
+        {
+          label: this._trans.__('Log'),
+          callback: () => void this._commands.execute(CommandIDs.log, { id })
+        }
+      ]
+    });
+  }
+
+  private _text(session: ISession): string {
+    return this._trans.__('%1: %2', session.name, session.phase_text);
+  }
+
+  /** Notifications by the id of the session. */
+  private readonly _followed = new Map<string, string>();
+  private _isDisposed = false;
+}
+
+/** How far a session has come, 0 to 1. */
+export function fraction(session: ISession): number {
+  const { progress } = session;
+  if (!progress) {
+    return 0;
+  }
+  const within = progress.fraction ?? 0;
+  return Math.min(
+    1,
+    (Math.max(0, progress.step - 1) + within) / Math.max(1, progress.steps - 1)
+  );
+}

@@ -1,0 +1,164 @@
+/**
+ * The remote Jupyter server as JupyterLab services: a drive for its files, a manager for its terminals. All of
+ * it goes through the proxy under our own base URL, so no address and no token of the remote side is known here.
+ */
+import type { FileBrowser, IFileBrowserFactory } from '@jupyterlab/filebrowser';
+import { Uploader } from '@jupyterlab/filebrowser';
+import type { Contents } from '@jupyterlab/services';
+import { Drive, ServerConnection, TerminalManager } from '@jupyterlab/services';
+import type { ITerminal, Terminal } from '@jupyterlab/terminal';
+import type { ITranslator, TranslationBundle } from '@jupyterlab/translation';
+import { newFolderIcon, refreshIcon, ToolbarButton } from '@jupyterlab/ui-components';
+
+import { notifyError } from './notify';
+import { SessionError } from './request';
+import type { IPhaseChange, ISession, ISessionModel } from './tokens';
+import { TRANSLATION_DOMAIN, shortId } from './tokens';
+
+/** Makes widgets on top of the remote server of a session. */
+export class RemoteServices {
+  constructor(private readonly _options: RemoteServices.IOptions) {
+    this._trans = _options.translator.load(TRANSLATION_DOMAIN);
+  }
+
+  /** Open a terminal there: a new one, or the one with that name if it still lives. */
+  async createTerminal(session: ISession, name?: string): Promise<Terminal> {
+    const { model, translator } = this._options;
+    const [{ Terminal: TerminalWidget }, options] = await Promise.all([
+      import('@jupyterlab/terminal'),
+      this._options.terminalOptions()
+    ]);
+    const manager = this._terminals(session);
+    await manager.ready;
+    const known =
+      name !== undefined && [...manager.running()].some(t => t.name === name);
+    const connection = known
+      ? manager.connectTo({ model: { name: name } })
+      : await manager.startNew();
+    const terminal = new TerminalWidget(connection, options, translator);
+
+    const onPhase = (_: ISessionModel, change: IPhaseChange) => {
+      const back = change.session.id === session.id && change.session.phase === 'ready';
+      if (back && connection.connectionStatus !== 'connected') {
+        terminal.refresh().catch(notifyError);
+      }
+    };
+    model.phaseChanged.connect(onPhase);
+    terminal.disposed.connect(() => {
+      model.phaseChanged.disconnect(onPhase);
+      this._leave(session.id);
+    });
+    this._users.set(session.id, (this._users.get(session.id) ?? 0) + 1);
+    return terminal;
+  }
+
+  /** Make a file browser for the files there, with their drive. */
+  async createFileBrowser(session: ISession): Promise<FileBrowser> {
+    const { factory, translator } = this._options;
+    if (!factory) {
+      throw new SessionError(
+        {
+          code: 'no_file_browser',
+          message: this._trans.__('JupyterLab has no file browser')
+        },
+        0
+      );
+    }
+    const driveName = this._drive(session);
+    const browser = factory.createFileBrowser(
+      `jp-ClearML-files-${shortId(session.id)}`,
+      {
+        driveName,
+        auto: false,
+        restore: false
+      }
+    );
+    await browser.model.cd(); // the root of the drive
+    browser.toolbar.addItem(
+      'new-folder',
+      new ToolbarButton({
+        icon: newFolderIcon,
+        tooltip: this._trans.__('New folder'),
+        onClick: () => {
+          browser.createNewDirectory().catch(notifyError);
+        }
+      })
+    );
+    browser.toolbar.addItem(
+      'upload',
+      new Uploader({ model: browser.model, translator })
+    );
+    browser.toolbar.addItem(
+      'refresh',
+      new ToolbarButton({
+        icon: refreshIcon,
+        tooltip: this._trans.__('Refresh the file list'),
+        onClick: () => {
+          browser.model.refresh().catch(notifyError);
+        }
+      })
+    );
+    browser.addClass('jp-ClearML-files');
+    return browser;
+  }
+
+  /** The session is over: ask its server for nothing any more. */
+  end(session: ISession): void {
+    this._managers.get(session.id)?.dispose();
+    this._managers.delete(session.id);
+  }
+
+  private _drive(session: ISession): string {
+    const name = `clearml-${shortId(session.id)}`;
+    if (!this._drives.has(name)) {
+      const drive = new Drive({ name, serverSettings: this._settings(session) });
+      this._options.contents.addDrive(drive);
+      this._drives.add(name);
+    }
+    return name;
+  }
+
+  private _terminals(session: ISession): TerminalManager {
+    let manager = this._managers.get(session.id);
+    if (!manager) {
+      manager = new TerminalManager({ serverSettings: this._settings(session) });
+      this._managers.set(session.id, manager);
+    }
+    return manager;
+  }
+
+  /** The last terminal of a session ends the polling for its terminals. */
+  private _leave(id: string): void {
+    const left = (this._users.get(id) ?? 1) - 1;
+    this._users.set(id, left);
+    if (left === 0) {
+      this._managers.get(id)?.dispose();
+      this._managers.delete(id);
+    }
+  }
+
+  private _settings(session: ISession): ServerConnection.ISettings {
+    const { api } = this._options.model;
+    return ServerConnection.makeSettings({
+      baseUrl: api.url(`clearml-session/proxy/${session.id}/jupyter/`)
+    });
+  }
+
+  private readonly _trans: TranslationBundle;
+  /** Names of drives; JupyterLab cannot take one away again. */
+  private readonly _drives = new Set<string>();
+  private readonly _managers = new Map<string, TerminalManager>();
+  /** Open terminals by the id of their session. */
+  private readonly _users = new Map<string, number>();
+}
+
+export namespace RemoteServices {
+  /** What they need. */
+  export interface IOptions {
+    model: ISessionModel;
+    contents: Contents.IManager;
+    factory: IFileBrowserFactory | null;
+    terminalOptions: () => Promise<Partial<ITerminal.IOptions>>;
+    translator: ITranslator;
+  }
+}

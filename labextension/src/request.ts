@@ -1,0 +1,345 @@
+/**
+ * The server half over REST, typed. Nothing else in this extension builds a URL of it.
+ */
+import { URLExt } from '@jupyterlab/coreutils';
+import { ServerConnection } from '@jupyterlab/services';
+
+import type {
+  IBackendStatus,
+  IErrorBody,
+  IForward,
+  ILogLine,
+  IPresets,
+  IQueue,
+  IRemoteKernel,
+  ISession,
+  ISpecSchema,
+  ITask,
+  LaunchSpec
+} from './tokens';
+
+const API = 'clearml-session/api';
+
+/** Milliseconds after which a call is given up; the server's own deadlines are shorter. */
+const DEADLINE = 60_000;
+
+/** Starting the embedded default may have to start an agent first. */
+const LONG_DEADLINE = 180_000;
+
+/** A failure as the contract describes it, or one of the way to the server. */
+export class SessionError extends Error {
+  constructor(
+    readonly body: IErrorBody,
+    readonly status: number
+  ) {
+    super(body.message);
+    this.name = 'SessionError';
+  }
+
+  /** A stable name of the kind of failure. */
+  get code(): string {
+    return this.body.code;
+  }
+
+  /** What the user can do about it. */
+  get hint(): string {
+    return this.body.hint ?? '';
+  }
+
+  /** The launch option or field that was refused, if it was one. */
+  get field(): string | undefined {
+    return this.body.detail?.field;
+  }
+
+  /** The last lines of the session's log, where they say why. */
+  get logTail(): ReadonlyArray<string> {
+    return this.body.detail?.log_tail ?? [];
+  }
+
+  /** Any thrown value as a SessionError. */
+  static from(reason: unknown): SessionError {
+    if (reason instanceof SessionError) {
+      return reason;
+    }
+    const message = reason instanceof Error ? reason.message : String(reason);
+    return new SessionError({ code: 'client_error', message }, 0);
+  }
+}
+
+/** What a call needs beside its path. */
+export interface IRequest {
+  method?: 'GET' | 'POST' | 'PUT' | 'DELETE';
+  body?: unknown;
+  query?: { [name: string]: string | number | undefined };
+  /** Milliseconds. */
+  deadline?: number;
+  /** Gives the call up from outside. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Call the server half and return its JSON.
+ *
+ * @param path - below `clearml-session/api`; single parts have to be encoded already
+ * @throws SessionError
+ */
+export async function requestAPI<T>(
+  path: string,
+  request: IRequest = {},
+  settings: ServerConnection.ISettings = ServerConnection.makeSettings()
+): Promise<T> {
+  const query = Object.entries(request.query ?? {})
+    .filter((entry): entry is [string, string | number] => entry[1] !== undefined)
+    .map(([name, value]) => [name, String(value)]);
+  const url =
+    URLExt.join(settings.baseUrl, API, path) +
+    (query.length > 0 ? `?${new URLSearchParams(query).toString()}` : '');
+
+  const aborter = new AbortController();
+  const timer = setTimeout(() => aborter.abort(), request.deadline ?? DEADLINE);
+  const abort = () => aborter.abort();
+  request.signal?.addEventListener('abort', abort);
+  try {
+    const response = await ServerConnection.makeRequest(
+      url,
+      {
+        method: request.method ?? 'GET',
+        body: request.body === undefined ? undefined : JSON.stringify(request.body),
+        signal: aborter.signal
+      },
+      settings
+    );
+    return await answer<T>(response);
+  } catch (reason) {
+    throw failure(reason, aborter.signal.aborted, request.signal?.aborted ?? false);
+  } finally {
+    clearTimeout(timer);
+    request.signal?.removeEventListener('abort', abort);
+  }
+}
+
+async function answer<T>(response: Response): Promise<T> {
+  const text = await response.text();
+  let data: unknown = null;
+  try {
+    data = text ? JSON.parse(text) : null;
+  } catch {
+    // A page of a proxy in between, say; told below by its status.
+  }
+  if (response.ok && (data !== null || !text)) {
+    return data as T;
+  }
+  throw new SessionError(errorBody(data, response), response.status);
+}
+
+function errorBody(data: unknown, response: Response): IErrorBody {
+  const { error, message } = (data ?? {}) as { error?: unknown; message?: unknown };
+  if (error && typeof (error as IErrorBody).code === 'string') {
+    return error as IErrorBody;
+  }
+  const said = typeof message === 'string' && message ? message : response.statusText;
+  if (response.status === 404) {
+    return {
+      code: 'no_server_half',
+      message: 'The Jupyter server has no ClearML session extension',
+      hint: 'Check with "jupyter server extension list" that jupyterlab_clearml_session is enabled, and restart.'
+    };
+  }
+  return {
+    code: `http_${response.status}`,
+    message: said || `The Jupyter server answered ${response.status}`,
+    hint:
+      response.status === 401 || response.status === 403
+        ? 'Reload the page to log in again.'
+        : ''
+  };
+}
+
+function failure(reason: unknown, aborted: boolean, byCaller: boolean): SessionError {
+  if (reason instanceof SessionError) {
+    return reason;
+  }
+  if (byCaller) {
+    return new SessionError({ code: 'cancelled', message: 'Cancelled' }, 0);
+  }
+  if (aborted) {
+    return new SessionError(
+      {
+        code: 'deadline',
+        message: 'The Jupyter server did not answer in time',
+        hint: 'It is asked again by itself.'
+      },
+      0
+    );
+  }
+  if (reason instanceof ServerConnection.NetworkError) {
+    return new SessionError(
+      {
+        code: 'jupyter_unreachable',
+        message: 'The Jupyter server cannot be reached',
+        hint: 'Is it still running? It is asked again by itself.'
+      },
+      0
+    );
+  }
+  return SessionError.from(reason);
+}
+
+/** What `POST configure` takes. */
+export interface ICredentials {
+  api_server: string;
+  web_server: string;
+  files_server: string;
+  access_key: string;
+  secret_key: string;
+}
+
+/** The calls of the contract. Each one throws SessionError. */
+export class SessionAPI {
+  constructor(
+    readonly settings: ServerConnection.ISettings = ServerConnection.makeSettings()
+  ) {}
+
+  /** A path under the base URL as an address that the browser can open. */
+  url(path: string): string {
+    return URLExt.join(this.settings.baseUrl, path);
+  }
+
+  status(): Promise<IBackendStatus> {
+    return this._call('status');
+  }
+
+  configure(
+    credentials: ICredentials | { mode: 'local' },
+    signal?: AbortSignal
+  ): Promise<IBackendStatus> {
+    return this._call('configure', {
+      method: 'POST',
+      body: credentials,
+      deadline: LONG_DEADLINE,
+      signal
+    });
+  }
+
+  async queues(): Promise<IQueue[]> {
+    return (await this._call<{ queues: IQueue[] }>('queues')).queues;
+  }
+
+  sessions(
+    state: 'active' | 'ended' | 'all',
+    allUsers: boolean
+  ): Promise<{ sessions: ISession[]; revision: number }> {
+    return this._call('sessions', { query: { state, all_users: allUsers ? 1 : 0 } });
+  }
+
+  session(id: string): Promise<ISession> {
+    return this._call(sessionPath(id));
+  }
+
+  launch(spec: LaunchSpec, signal?: AbortSignal): Promise<ISession> {
+    return this._call('sessions', {
+      method: 'POST',
+      body: spec,
+      deadline: LONG_DEADLINE,
+      signal
+    });
+  }
+
+  attach(id: string): Promise<ISession> {
+    return this._call(sessionPath(id, 'attach'), { method: 'POST' });
+  }
+
+  detach(id: string): Promise<ISession> {
+    return this._call(sessionPath(id, 'detach'), { method: 'POST' });
+  }
+
+  reconnect(id: string): Promise<ISession> {
+    return this._call(sessionPath(id, 'reconnect'), { method: 'POST' });
+  }
+
+  shutdown(id: string): Promise<ISession> {
+    return this._call(sessionPath(id), { method: 'DELETE' });
+  }
+
+  /** Delete an ended session's Task from ClearML. */
+  purge(id: string): Promise<ISession> {
+    return this._call(sessionPath(id), { method: 'DELETE', query: { purge: 1 } });
+  }
+
+  async log(id: string, limit: number, before?: string): Promise<ILogLine[]> {
+    const path = sessionPath(id, 'log');
+    return (await this._call<{ lines: ILogLine[] }>(path, { query: { limit, before } }))
+      .lines;
+  }
+
+  async kernels(id: string): Promise<IRemoteKernel[]> {
+    const path = sessionPath(id, 'kernels');
+    return (await this._call<{ kernels: IRemoteKernel[] }>(path)).kernels;
+  }
+
+  killKernel(id: string, kernelId: string): Promise<void> {
+    return this._call(sessionPath(id, 'kernels', kernelId), { method: 'DELETE' });
+  }
+
+  /** Make a kernel that lives there one of this server's own; returns its local id. */
+  async adoptKernel(id: string, kernelId: string): Promise<string> {
+    const path = sessionPath(id, 'kernels', kernelId, 'adopt');
+    return (await this._call<{ id: string }>(path, { method: 'POST' })).id;
+  }
+
+  /** Tasks whose name or id holds the text. */
+  async tasks(text: string, signal?: AbortSignal): Promise<ITask[]> {
+    const request = { query: { text }, signal };
+    return (await this._call<{ tasks: ITask[] }>('tasks', request)).tasks;
+  }
+
+  forward(
+    id: string,
+    remotePort: number | 'ssh',
+    localPort?: number
+  ): Promise<IForward> {
+    return this._call(sessionPath(id, 'forwards'), {
+      method: 'POST',
+      body: {
+        remote_port: remotePort,
+        ...(localPort === undefined ? {} : { local_port: localPort })
+      }
+    });
+  }
+
+  storeWorkspace(id: string): Promise<void> {
+    return this._call(sessionPath(id, 'workspace'), {
+      method: 'POST',
+      deadline: LONG_DEADLINE
+    });
+  }
+
+  presets(): Promise<IPresets> {
+    return this._call('presets');
+  }
+
+  savePreset(name: string, spec: LaunchSpec): Promise<IPresets> {
+    return this._call(URLExt.join('presets', encodeURIComponent(name)), {
+      method: 'PUT',
+      body: spec
+    });
+  }
+
+  deletePreset(name: string): Promise<IPresets> {
+    return this._call(URLExt.join('presets', encodeURIComponent(name)), {
+      method: 'DELETE'
+    });
+  }
+
+  schema(): Promise<ISpecSchema> {
+    return this._call('schema');
+  }
+
+  private _call<T>(path: string, request?: IRequest): Promise<T> {
+    return requestAPI<T>(path, request, this.settings);
+  }
+}
+
+function sessionPath(...parts: string[]): string {
+  return URLExt.join('sessions', ...parts.map(encodeURIComponent));
+}

@@ -1,0 +1,104 @@
+/** Words for phases, times and machines. Pure. */
+import type { TranslationBundle } from '@jupyterlab/translation';
+
+import type { IQueue, ISession, Phase } from './tokens';
+
+/** The short name of a phase, for the chip. */
+export function phaseName(phase: Phase, trans: TranslationBundle): string {
+  switch (phase) {
+    case 'created':
+      return trans.__('Created');
+    case 'queued':
+      return trans.__('Queued');
+    case 'starting':
+      return trans.__('Starting');
+    case 'services_up':
+      return trans.__('Running');
+    case 'connecting':
+      return trans.__('Connecting');
+    case 'ready':
+      return trans.__('Ready');
+    case 'reconnecting':
+      return trans.__('Reconnecting');
+    case 'stopping':
+      return trans.__('Stopping');
+    case 'ended':
+      return trans.__('Ended');
+    case 'failed':
+      return trans.__('Failed');
+  }
+}
+
+/** How a phase looks: one of four kinds. */
+export function phaseKind(phase: Phase): 'busy' | 'good' | 'bad' | 'quiet' {
+  switch (phase) {
+    case 'ready':
+      return 'good';
+    case 'failed':
+      return 'bad';
+    case 'ended':
+    case 'services_up':
+    case 'created':
+      return 'quiet';
+    default:
+      return 'busy';
+  }
+}
+
+/** A time that lies behind us, in words; `now` is in milliseconds. */
+export function ago(time: string, trans: TranslationBundle, now = Date.now()): string {
+  const seconds = Math.max(0, Math.round((now - parseTime(time)) / 1000));
+  if (Number.isNaN(seconds)) {
+    return time;
+  }
+  if (seconds < 60) {
+    return trans.__('just now');
+  }
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 60) {
+    return trans._n('%1 minute ago', '%1 minutes ago', minutes);
+  }
+  const hours = Math.round(minutes / 60);
+  if (hours < 48) {
+    return trans._n('%1 hour ago', '%1 hours ago', hours);
+  }
+  return trans._n('%1 day ago', '%1 days ago', Math.round(hours / 24));
+}
+
+/** ClearML leaves the zone out where it means UTC. */
+function parseTime(time: string): number {
+  return Date.parse(/(Z|[+-]\d\d:?\d\d)$/.test(time) ? time : `${time}Z`);
+}
+
+/** A queue with what waits in it and who serves it. */
+export function queueText(queue: IQueue, trans: TranslationBundle): string {
+  const idle = queue.workers.filter(worker => !worker.busy).length;
+  const agents =
+    queue.workers.length === 0
+      ? trans.__('no agent')
+      : idle > 0
+        ? trans._n('%1 agent idle', '%1 agents idle', idle)
+        : trans._n('%1 agent, busy', '%1 agents, busy', queue.workers.length);
+  return queue.length === 0
+    ? `${queue.name} — ${agents}`
+    : `${queue.name} — ${agents}, ${trans.__('%1 waiting', queue.length)}`;
+}
+
+/** Whether a session is meant by what was typed into the filter box. */
+export function matches(session: ISession, filter: string): boolean {
+  const text = [
+    session.name,
+    session.id,
+    session.phase,
+    session.project,
+    session.queue?.name ?? '',
+    session.user?.name ?? '',
+    ...session.tags
+  ]
+    .join(' ')
+    .toLowerCase();
+  return filter
+    .toLowerCase()
+    .split(/\s+/)
+    .every(word => text.includes(word));
+}

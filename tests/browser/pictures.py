@@ -1,0 +1,141 @@
+"""Takes the pictures of the user guide: ``python -m tests.browser.pictures FOLDER``.
+
+With the fake server half, so that every phase can be shown; `remote-jupyterlab.png` with the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from jupyterlab_clearml_session.models import Phase
+from tests.browser.conftest import ARGUMENTS, ROOT, SETTINGS, find_chromium
+from tests.browser.lab_page import LabPage, Stage
+from tests.lab_fixture import LabServer
+
+SIZE = (1180, 720)
+NOTEBOOK = {
+    "nbformat": 4,
+    "nbformat_minor": 5,
+    "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    "cells": [
+        {
+            "cell_type": "markdown",
+            "id": "a",
+            "metadata": {},
+            "source": "# Fine-tuning\nThis file is on the laptop.",
+        },
+        {
+            "cell_type": "code",
+            "id": "b",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": "import torch\n\ntorch.cuda.get_device_name()",
+        },
+    ],
+}
+
+
+def main(folder: Path) -> None:
+    """Take all pictures into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(playwright), args=ARGUMENTS)
+        with_the_fake(browser, Path(temporary, "fake"), folder)
+        with_the_real_thing(browser, Path(temporary, "real"), folder)
+        browser.close()
+
+
+def with_the_fake(browser: Browser, temporary: Path, folder: Path) -> None:
+    server = lab_server(
+        temporary,
+        environment={"PYTHONPATH": str(ROOT)},
+        extensions={"jupyterlab_clearml_session": False, "tests.browser.fake": True},
+    )
+    (temporary / "notebooks").mkdir(parents=True)
+    (temporary / "notebooks" / "fine-tuning.ipynb").write_text(json.dumps(NOTEBOOK))
+    server.start()
+    stage = Stage(server)
+    for theme in ("Light", "Dark"):
+        stage.reset()
+        for number, phase in enumerate((Phase.READY, Phase.STARTING, Phase.QUEUED), 1):
+            stage.put(number, phase)
+        lab = new_page(browser, server).open(theme=f"JupyterLab {theme}")
+        lab.widen()
+        lab.page.evaluate(
+            "window.jupyterapp.commands.execute('docmanager:open', {path: 'fine-tuning.ipynb'})"
+        )
+        expect(lab.page.locator("#jp-main-statusbar")).to_contain_text("| Idle")
+        lab.page.screenshot(path=folder / f"panel-{theme.lower()}.png")
+        lab.page.close()
+
+    lab = new_page(browser, server).open()
+    lab.page.set_viewport_size({"width": SIZE[0], "height": 900})
+    lab.panel.get_by_role("button", name="New Session").click()
+    lab.dialog.get_by_label("Queue").select_option("a100")
+    lab.dialog.get_by_label("Python packages").fill("torch==2.4\ntimm")
+    lab.dialog.locator(".jp-ClearML-launch").evaluate("body => body.scrollTo(0, 0)")
+    lab.dialog.locator(".jp-Dialog-content").screenshot(path=folder / "new-session.png")
+    lab.page.close()
+
+    stage.reset()
+    for number, phase in enumerate((Phase.RECONNECTING, Phase.STARTING), 1):
+        stage.put(number, phase)
+    lab = new_page(browser, server).open()
+    lab.widen()
+    stage.put(2, Phase.FAILED)
+    lab.panel.get_by_text("Last lines of the log", exact=True).click()
+    lab.panel.screenshot(path=folder / "trouble.png")
+    lab.page.close()
+
+    stage.reset()
+    stage.status("unconfigured")
+    lab = new_page(browser, server).open()
+    lab.widen()
+    lab.panel.screenshot(path=folder / "doors.png")
+    server.stop()
+
+
+def with_the_real_thing(browser: Browser, temporary: Path, folder: Path) -> None:
+    server = lab_server(temporary).start()
+    lab = new_page(browser, server).open()
+    lab.widen()
+    lab.panel.get_by_role("button", name="Try It on This Machine").click()
+    lab.panel.get_by_role("button", name="New Session").click(timeout=60_000)
+    lab.dialog.get_by_role("button", name="Launch").click()
+    card = lab.panel.get_by_role("article")
+    expect(card).to_have_attribute("data-phase", "ready", timeout=120_000)
+    lab.command(card, "open-jupyter").click()
+    remote = lab.frame()
+    remote.locator(".jp-LauncherCard[data-category='Notebook']").first.click(timeout=60_000)
+    expect(remote.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=60_000)
+    lab.page.evaluate("document.querySelectorAll('.Toastify').forEach(toast => toast.remove())")
+    lab.page.screenshot(path=folder / "remote-jupyterlab.png")
+    server.stop()
+
+
+def lab_server(
+    temporary: Path, environment: dict[str, str] | None = None, extensions: dict[str, bool] | None = None
+) -> LabServer:
+    settings = temporary / "app-settings"
+    settings.mkdir(parents=True)
+    (settings / "overrides.json").write_text(json.dumps(SETTINGS))
+    config: dict[str, object] = {"LabApp.app_settings_dir": settings, "LabApp.expose_app_in_browser": True}
+    if extensions:
+        config["ServerApp.jpserver_extensions"] = extensions
+    return LabServer(temporary, environment=environment, config=config)
+
+
+def new_page(browser: Browser, server: LabServer) -> LabPage:
+    width, height = SIZE
+    page = browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
+    return LabPage(page, server)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

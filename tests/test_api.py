@@ -1,0 +1,547 @@
+"""The REST API in a real Jupyter server, against the embedded ClearML server; no agent runs here.
+
+What an agent and the remote script would tell ClearML, the tests tell it themselves; the real ones are in
+``integration/test_main_job.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import asyncssh
+import pytest
+from jupyter_events import EventLogger
+from jupyter_server.serverapp import ServerApp
+from tornado.httpclient import HTTPClientError
+
+from jupyterlab_clearml_session.api.events import SCHEMA_ID
+from tests.lab_fixture import clearml_environment
+from tests.local_fixture import ClearMLUnderTest
+from tests.sshd_fixture import USERNAME, SshServer, ssh_server
+from tests.test_attachment import FakeJupyter
+
+Fetch = Callable[..., Awaitable[Any]]
+
+DEADLINE = 30.0
+SPEC = {"name": "a session", "queue": "default"}
+UNKNOWN_ID = "0" * 32
+
+
+@pytest.fixture
+def jp_server_config(
+    clearml_server: ClearMLUnderTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> dict[str, Any]:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in clearml_environment(clearml_server.credentials).items():
+        monkeypatch.setenv(name, value)
+    return {
+        "ServerApp": {"jpserver_extensions": {"jupyterlab_clearml_session": True}},
+        "ClearMLSessionExtension": {
+            "presets_dir": str(tmp_path / "presets"),
+            "state_dir": str(tmp_path / "state"),
+        },
+        "ClearMLClient": {"request_timeout": 1.0},
+        "SessionManager": {
+            "fast_interval": 0.05,
+            "log_interval": 0.0,
+            "probe_interval": 0.1,
+            "jupyter_patience": 0.0,
+        },
+    }
+
+
+@pytest.fixture
+def call(jp_fetch: Fetch) -> Callable[..., Awaitable[tuple[int, Any]]]:
+    """One call of the REST API; returns status and JSON, errors too."""
+
+    async def call(method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        try:
+            response = await jp_fetch(
+                f"clearml-session/api/{path}",
+                method=method,
+                body=raw,
+                allow_nonstandard_methods=True,
+                **options,
+            )
+        except HTTPClientError as error:
+            return error.code, json.loads(error.response.body if error.response else b"null")
+        return response.code, json.loads(response.body) if response.body else None
+
+    return call
+
+
+Call = Callable[..., Awaitable[tuple[int, Any]]]
+
+
+async def until_phase(call: Call, session_id: str, *phases: str) -> dict[str, Any]:
+    """Return the session once it is in one of ``phases``; each look makes the manager look."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        status, session = await call("GET", f"sessions/{session_id}")
+        assert status == 200
+        if session["phase"] in phases:
+            return dict(session)
+        assert time.monotonic() < end, f"{session['phase']}: {session['phase_text']}, not {phases}"
+        await asyncio.sleep(0.02)
+
+
+def publish(clearml: ClearMLUnderTest, task_id: str, ssh: SshServer, jupyter: FakeJupyter) -> None:
+    """Tell ClearML what the remote script would."""
+    properties = {
+        "external_address": "127.0.0.1",
+        "internal_ssh_port": str(ssh.port),
+        "jupyter_port": str(jupyter.port),
+    }
+    clearml.call("tasks.started", task=task_id, force=True)
+    clearml.call(
+        "tasks.edit_hyper_params",
+        task=task_id,
+        force=True,
+        hyperparams=[
+            {"section": "properties", "name": name, "value": value} for name, value in properties.items()
+        ],
+    )
+    clearml.call("tasks.edit_runtime", task=task_id, add_or_update={"_jupyter_token": "0123456789abcdef\n"})
+
+
+@asynccontextmanager
+async def remote_side() -> AsyncIterator[tuple[SshServer, FakeJupyter]]:
+    """A real SSH server, and what stands in for the Jupyter behind it."""
+    jupyter = FakeJupyter()
+    await jupyter.start()
+    async with ssh_server() as ssh:
+        yield ssh, jupyter
+    await jupyter.stop()
+
+
+async def launched_session(
+    call: Call, clearml: ClearMLUnderTest, ssh: SshServer, jupyter: FakeJupyter
+) -> str:
+    """Launch, and do what the agent and the remote script would; return the id."""
+    _, session = await call("POST", "sessions", {**SPEC, "username": USERNAME})
+    clearml.call("tasks.started", task=session["id"], force=True)
+    await until_phase(call, session["id"], "starting")
+    task = clearml.task(session["id"])
+    keys = json.loads(task["configuration"]["SSH"]["value"])
+    ssh.key, ssh.password = (
+        asyncssh.import_private_key(keys["ssh_host_ed25519_key"]),
+        task["runtime"]["_ssh_password"],
+    )
+    await ssh.stop()
+    await ssh.start()
+    publish(clearml, session["id"], ssh, jupyter)
+    return str(session["id"])
+
+
+# -- what is always so -------------------------------------------------------------------------------------
+
+
+async def test_status_tells_the_server_and_the_user(call: Call, clearml_server: ClearMLUnderTest) -> None:
+    status, body = await call("GET", "status")
+    assert status == 200
+    assert body["mode"] == "server"
+    assert body["reachable"]
+    assert body["api_server"] == clearml_server.credentials["api_server"]
+    assert set(body["user"]) == {"id", "name"}
+
+
+async def test_clearml_is_not_imported_by_the_server_s_start(jp_serverapp: ServerApp) -> None:
+    # In a process of its own: other tests of this one may have imported it.
+    process = await asyncio.create_subprocess_exec(
+        *(
+            "python",
+            "-c",
+            "import sys, jupyterlab_clearml_session.extension; print('clearml' in sys.modules)",
+        ),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert output.strip() == b"False"
+
+
+async def test_queues_have_length_and_workers(call: Call) -> None:
+    status, body = await call("GET", "queues")
+    assert status == 200
+    (queue,) = [queue for queue in body["queues"] if queue["name"] == "default"]
+    assert (queue["length"], queue["workers"]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "status"), ("POST", "sessions"), ("DELETE", f"sessions/{UNKNOWN_ID}"), ("GET", "nothing")],
+)
+async def test_nobody_gets_in_without_the_token(call: Call, method: str, path: str) -> None:
+    status, _ = await call(method, path, headers={"Authorization": "token wrong"})
+    assert status == 403
+
+
+async def test_an_unknown_call_is_a_typed_404(call: Call) -> None:
+    status, body = await call("GET", "nothing/here")
+    assert status == 404
+    assert body["error"]["code"] == "http_404"
+
+
+# -- bad input ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({**SPEC, "queue": "no-such-queue"}, "queue"),
+        ({**SPEC, "name": "x" * 5000}, "name"),
+        ({**SPEC, "packages": ["==1.0=="]}, "packages"),
+        ({**SPEC, "surprise": 1}, "surprise"),
+        ({**SPEC, "jupyter_lab": "perhaps"}, "jupyter_lab"),
+        ({"preset": "no such preset"}, "preset"),
+        ({"preset": 5}, "preset"),
+        ({**SPEC, "launched_by": "nobody"}, "launched_by"),
+        ([], "body"),
+        (b"{", "body"),
+        (b"\xff\xfe", "body"),
+    ],
+)
+async def test_a_bad_launch_is_refused_by_the_field_s_name(call: Call, body: Any, field: str) -> None:
+    status, answer = await call("POST", "sessions", body)
+    assert status == 400
+    assert answer["error"]["detail"]["field"] == field
+    assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "session_id", [UNKNOWN_ID, "x", "..", "%2f", "%2e%2e", "A" * 32, "ü", "0" * 33, "' or 1"]
+)
+@pytest.mark.parametrize("action", ["", "/log", "/attach"])
+async def test_an_id_that_is_none_is_a_404(call: Call, session_id: str, action: str) -> None:
+    path = f"sessions/{quote(session_id, safe='%.')}{action}"
+    status, answer = await call("POST" if action == "/attach" else "GET", path)
+    assert status == 404
+    assert answer["error"]["code"] in ("unknown_session", "http_404")
+
+
+async def test_a_task_that_is_no_session_is_not_one(call: Call, clearml_server: ClearMLUnderTest) -> None:
+    task_id = clearml_server.call("tasks.create", name="training", type="training")["id"]
+    status, answer = await call("GET", f"sessions/{task_id}")
+    assert (status, answer["error"]["code"]) == (404, "unknown_session")
+
+
+@pytest.mark.parametrize(("query", "field"), [("state=odd", "state"), ("all_users=maybe", "all_users")])
+async def test_a_bad_query_is_refused(call: Call, query: str, field: str) -> None:
+    name, value = query.split("=")
+    status, answer = await call("GET", "sessions", params={name: value})
+    assert (status, answer["error"]["detail"]["field"]) == (400, field)
+
+
+async def test_configure_never_overwrites(call: Call, clearml_server: ClearMLUnderTest) -> None:
+    status, answer = await call("POST", "configure", clearml_server.credentials)
+    assert (status, answer["error"]["code"]) == (409, "conflict")
+
+
+# -- bad luck with ClearML ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ("freeze", 504, "clearml_deadline"),
+        ("error500", 502, "clearml_bad_answer"),
+        ("html", 502, "clearml_bad_answer"),
+        ("refuse", 503, "clearml_unreachable"),
+        ("reset", 503, "clearml_unreachable"),
+    ],
+)
+async def test_a_clearml_server_in_trouble_is_a_typed_answer(
+    call: Call, clearml_server: ClearMLUnderTest, fault: Any, status: int, code: str
+) -> None:
+    assert (await call("GET", "queues"))[0] == 200
+    with clearml_server.front.fault(fault):
+        seen, answer = await call("GET", "queues")
+        assert (seen, answer["error"]["code"]) == (status, code)
+        seen, answer = await call("GET", "status")
+        assert (seen, answer["reachable"]) == (200, False)
+        assert answer["error"]["code"] == code
+    assert (await call("GET", "queues"))[0] == 200
+
+
+async def test_wrong_credentials_are_said_so(
+    call: Call, clearml_server: ClearMLUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLEARML_API_SECRET_KEY", "wrong-secret-wrong-secret")
+    status, answer = await call("GET", "queues")
+    assert (status, answer["error"]["code"]) == (401, "bad_credentials")
+    assert "wrong-secret" not in json.dumps(answer)
+
+
+# -- the life of a session ---------------------------------------------------------------------------------
+
+
+async def test_a_session_waits_in_its_queue_and_is_aborted_there(call: Call) -> None:
+    status, session = await call("POST", "sessions", SPEC)
+    assert status == 202
+    assert session["phase"] == "queued"
+    waiting = await until_phase(call, session["id"], "queued")
+    _, listed = await call("GET", "sessions")
+    assert [found["id"] for found in listed["sessions"]] == [session["id"]]
+    assert waiting["queue"]["name"] == "default"
+    status, _ = await call("DELETE", f"sessions/{session['id']}")
+    assert status == 202
+    ended = await until_phase(call, session["id"], "ended")
+    assert "error" not in ended
+    status, answer = await call("DELETE", f"sessions/{session['id']}")
+    assert (status, answer["error"]["code"]) == (409, "wrong_phase")
+    assert (await call("DELETE", f"sessions/{session['id']}", params={"purge": "1"}))[0] == 202
+    assert (await call("GET", f"sessions/{session['id']}"))[0] == 404
+
+
+async def test_the_whole_way_to_ready_and_back(call: Call, clearml_server: ClearMLUnderTest) -> None:
+    async with remote_side() as (ssh, jupyter):
+        session_id = await launched_session(call, clearml_server, ssh, jupyter)
+        ready = await until_phase(call, session_id, "ready")
+        assert ready["tunnel"]["host_key"] == "pinned"
+        _, found = await call("GET", f"sessions/{session_id}/ports")
+        assert jupyter.port in [entry["port"] for entry in found["ports"]]
+        assert ssh.password not in json.dumps(ready)
+        await call("POST", f"sessions/{session_id}/detach")
+        assert (await until_phase(call, session_id, "services_up"))["attached"] is False
+        await call("POST", f"sessions/{session_id}/attach")
+        await until_phase(call, session_id, "ready")
+
+
+async def test_a_host_that_has_another_key_is_never_spoken_to(
+    call: Call, clearml_server: ClearMLUnderTest
+) -> None:
+    async with remote_side() as (ssh, jupyter):
+        _, session = await call("POST", "sessions", {**SPEC, "username": USERNAME})
+        publish(clearml_server, session["id"], ssh, jupyter)
+        failed = await until_phase(call, session["id"], "failed")
+        assert failed["error"]["code"] == "host_key_mismatch"
+        assert ssh.commands == []
+        assert ssh.channels_opened == 0
+
+
+async def test_another_session_s_jupyter_on_our_port_is_not_ready(
+    call: Call, clearml_server: ClearMLUnderTest
+) -> None:
+    async with remote_side() as (ssh, jupyter):
+        jupyter.status = 403
+        session_id = await launched_session(call, clearml_server, ssh, jupyter)
+        failed = await until_phase(call, session_id, "failed")
+        assert failed["error"]["code"] == "jupyter_port_clash"
+
+
+async def test_a_session_stopped_by_somebody_else_says_so(
+    call: Call, clearml_server: ClearMLUnderTest
+) -> None:
+    _, session = await call("POST", "sessions", SPEC)
+    clearml_server.call("tasks.stop", task=session["id"])
+    ended = await until_phase(call, session["id"], "ended")
+    assert ended["error"]["code"] == "session_aborted"
+
+
+async def test_a_session_that_fails_shows_its_log(call: Call, clearml_server: ClearMLUnderTest) -> None:
+    _, session = await call("POST", "sessions", SPEC)
+    clearml_server.call("tasks.started", task=session["id"], force=True)
+    clearml_server.call("tasks.failed", task=session["id"], status_reason="exit code 1", force=True)
+    failed = await until_phase(call, session["id"], "failed")
+    assert failed["error"]["code"] == "session_failed"
+    assert "exit code 1" in failed["error"]["message"]
+
+
+async def test_a_session_whose_ssh_server_never_comes_up_fails_after_the_deadline(
+    call: Call, clearml_server: ClearMLUnderTest, jp_serverapp: ServerApp
+) -> None:
+    jp_serverapp.web_app.settings["clearml_session_manager"].setup_deadline = 0.05
+    _, session = await call("POST", "sessions", SPEC)
+    clearml_server.call("tasks.started", task=session["id"], force=True)
+    failed = await until_phase(call, session["id"], "failed")
+    assert failed["error"]["code"] == "setup_deadline"
+    _, listed = await call("GET", "sessions")
+    assert [found["id"] for found in listed["sessions"]] == [session["id"]], "it still holds an agent"
+    assert (await call("DELETE", f"sessions/{session['id']}"))[0] == 202
+
+
+async def test_forwards_lead_to_the_session_and_close_with_it(
+    call: Call, clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with remote_side() as (ssh, jupyter):
+        session_id = await launched_session(call, clearml_server, ssh, jupyter)
+        await until_phase(call, session_id, "ready")
+        path = f"sessions/{session_id}/forwards"
+        status, plain = await call("POST", path, {"remote_port": jupyter.port})
+        assert status == 200
+        _, writer = await asyncio.open_connection("127.0.0.1", plain["local_port"])
+        writer.close()
+        _, to_ssh = await call("POST", path, {"remote_port": "ssh"})
+        assert "password" not in to_ssh
+        assert f"-p {to_ssh['local_port']}" in to_ssh["ssh_command"]
+        # The command's known_hosts file pins the session's key: this is what `ssh` would check.
+        known_hosts = (tmp_path / "state" / "known_hosts" / f"clearml-{session_id[:8]}").read_text()
+        assert ssh.public_key.split()[1] in known_hosts
+        connection = await asyncssh.connect(
+            "127.0.0.1",
+            to_ssh["local_port"],
+            username=USERNAME,
+            password=ssh.password,
+            host_key_alias=f"clearml-{session_id[:8]}",
+            known_hosts=asyncssh.import_known_hosts(known_hosts),
+            config=None,
+        )
+        assert (await connection.run("echo over there")).stdout == "over there\n"
+        connection.close()
+        _, shown = await call("POST", path, {"remote_port": "ssh", "show_password": True})
+        assert shown["password"] == ssh.password
+        _, listed = await call("GET", path)
+        assert len(listed["forwards"]) == 3
+        status, answer = await call("POST", path, {"remote_port": 80, "local_port": plain["local_port"]})
+        assert (status, answer["error"]["code"]) == (409, "conflict")
+        assert (await call("DELETE", f"{path}/{plain['local_port']}"))[0] == 204
+        await call("POST", f"sessions/{session_id}/detach")
+        with pytest.raises(OSError, match=r"refused|Connect call failed"):
+            await asyncio.open_connection("127.0.0.1", to_ssh["local_port"])
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "remote_port"),
+        ({"remote_port": 0}, "remote_port"),
+        ({"remote_port": 70000}, "remote_port"),
+        ({"remote_port": "http"}, "remote_port"),
+        ({"remote_port": True}, "remote_port"),
+        ({"remote_port": 80, "local_port": -1}, "local_port"),
+        ({"remote_port": 80, "show_password": True}, "show_password"),
+        ({"remote_port": "ssh", "show_password": "yes"}, "show_password"),
+        ({"remote_port": 80, "surprise": 1}, "surprise"),
+    ],
+)
+async def test_a_bad_forward_is_refused_by_the_field_s_name(call: Call, body: Any, field: str) -> None:
+    status, answer = await call("POST", f"sessions/{UNKNOWN_ID}/forwards", body)
+    assert (status, answer["error"]["detail"]["field"]) == (400, field)
+
+
+async def test_an_upload_is_seen_and_can_be_cancelled(
+    call: Call, clearml_server: ClearMLUnderTest, jp_serverapp: ServerApp, tmp_path: Path
+) -> None:
+    (tmp_path / "to upload").mkdir()
+    for number in range(100):
+        (tmp_path / "to upload" / f"{number}.bin").write_bytes(os.urandom(200_000))
+    manager = jp_serverapp.web_app.settings["clearml_session_manager"]
+    uploading = asyncio.Event()
+    manager.subscribe(lambda event: uploading.set() if event.session and event.session.progress else None)
+    launch = asyncio.ensure_future(
+        call("POST", "sessions", {**SPEC, "upload_files": [str(tmp_path / "to upload")]})
+    )
+    await asyncio.wait_for(uploading.wait(), DEADLINE)
+    _, listed = await call("GET", "sessions")
+    (session,) = listed["sessions"]
+    assert session["phase"] == "created"
+    assert (await call("DELETE", f"sessions/{session['id']}"))[0] == 202
+    status, answer = await launch
+    assert (status, answer["error"]["code"]) == (424, "session_aborted")
+    assert (await call("GET", f"sessions/{session['id']}"))[0] == 404
+    assert clearml_server.call("tasks.get_all")["tasks"] == [], "nothing half-made stays"
+
+
+async def test_what_a_session_was_launched_with_can_be_read_back(call: Call) -> None:
+    script = "echo hello\nexport A=1\n"
+    _, session = await call("POST", "sessions", {**SPEC, "init_script": script, "password": "not-to-be-seen"})
+    status, spec = await call("GET", f"sessions/{session['id']}/spec")
+    assert status == 200
+    assert spec["init_script"] == script
+    assert "not-to-be-seen" not in json.dumps(spec)
+
+
+async def test_what_the_command_line_remembers_becomes_a_preset(call: Call) -> None:
+    status, answer = await call("POST", "import-presets")
+    assert (status, answer["error"]["code"]) == (404, "unknown_preset")
+    state = {"queue": "default", "docker": "python:3.11", "password": "not-to-be-taken"}
+    (Path.home() / ".clearml_session.json").write_text(json.dumps(state))
+    status, answer = await call("POST", "import-presets")
+    assert status == 200
+    (preset,) = answer["presets"].values()
+    assert preset["docker"] == "python:3.11"
+    assert "not-to-be-taken" not in json.dumps(answer)
+
+
+async def test_every_change_is_an_event(call: Call, jp_serverapp: ServerApp) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def listen(logger: EventLogger, schema_id: str, data: dict[str, Any]) -> None:
+        seen.append(data)
+
+    assert jp_serverapp.event_logger is not None
+    jp_serverapp.event_logger.add_listener(schema_id=SCHEMA_ID, listener=listen)
+    _, session = await call("POST", "sessions", SPEC)
+    await call("DELETE", f"sessions/{session['id']}")
+    await until_phase(call, session["id"], "ended")
+    phases = [event["session"]["phase"] for event in seen if event["kind"] == "changed"]
+    assert phases[0] == "queued"
+    assert phases[-1] == "ended"
+    revisions = [event["revision"] for event in seen]
+    assert revisions == list(range(revisions[0], revisions[0] + len(revisions)))
+
+
+async def test_a_repository_is_looked_at_before_it_is_sent(call: Call, jp_root_dir: Path) -> None:
+    repo = jp_root_dir / "project"
+    repo.mkdir()
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for arguments in (
+        ["init", "-q", "-b", "main"],
+        ["remote", "add", "origin", "https://me:token@git.example.org/x.git"],
+        [*identity, "commit", "-q", "--allow-empty", "-m", "first"],
+        ["update-ref", "refs/remotes/origin/main", "HEAD"],
+    ):
+        subprocess.run(["git", "-C", str(repo), *arguments], check=True)
+    (repo / "train.py").write_text("print(1)\n")
+    status, seen = await call("GET", "repo", params={"folder": "project"})
+    assert status == 200
+    assert seen["files"] == ["train.py"]
+    assert seen["clone_repo"]["url"] == "https://git.example.org/x.git"
+    assert seen["clone_repo"]["branch"] == "main"
+    for folder in ("../..", "/../", "project/../../..", "nowhere"):
+        status, answer = await call("GET", "repo", params={"folder": folder})
+        assert (status, answer["error"]["detail"]["field"]) == (400, "folder")
+
+
+async def test_presets_are_kept_and_launched(call: Call) -> None:
+    assert (await call("PUT", "presets/small", {**SPEC, "docker": "python:3.11"}))[0] == 200
+    status, session = await call("POST", "sessions", {"preset": "small", "name": "from a preset"})
+    assert status == 202
+    assert session["name"] == "from a preset"
+    assert session["spec"]["docker"] == "python:3.11"
+    _, presets = await call("GET", "presets")
+    assert presets["last"]["name"] == "from a preset"
+    assert (await call("DELETE", "presets/small"))[0] == 200
+    status, answer = await call("DELETE", "presets/small")
+    assert (status, answer["error"]["code"]) == (404, "unknown_preset")
+
+
+async def test_the_schema_describes_every_field(call: Call) -> None:
+    status, schema = await call("GET", "schema")
+    assert status == 200
+    assert {"queue", "name", "docker", "packages"} <= set(schema["properties"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "reconnect", None),
+        ("GET", "forwards", None),
+        ("POST", "forwards", {"remote_port": 80}),
+        ("GET", "kernels", None),
+        ("GET", "metrics", None),
+    ],
+)
+async def test_what_needs_a_tunnel_says_so(call: Call, method: str, path: str, body: Any) -> None:
+    _, session = await call("POST", "sessions", SPEC)
+    status, answer = await call(method, f"sessions/{session['id']}/{path}", body)
+    assert (status, answer["error"]["code"]) == (409, "not_attached")

@@ -1,0 +1,570 @@
+"""The proxy's HTTP side: a real Jupyter server, a real tunnel, a remote service that reflects or misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
+from jupyterlab_clearml_session.ssh.settings import TunnelSettings
+from jupyterlab_clearml_session.ssh.tunnel import Tunnel
+
+from .proxy_parts import REMOTE_TOKEN, SESSION, FakeManager, RemoteService, canned, install
+from .sshd_fixture import SshServer, ssh_server
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2"
+
+
+@dataclass
+class Proxy:
+    serverapp: Any
+    service: RemoteService
+    tunnel: Tunnel
+    server: SshServer
+    fetch: Callable[..., Awaitable[Any]]
+
+    @property
+    def base(self) -> str:
+        return f"{self.serverapp.base_url}clearml-session/proxy/{SESSION}"
+
+    async def get(self, kind: str, path: str = "", **kwargs: Any) -> Any:
+        prefix = f"port/{self.service.port}" if kind == "port" else kind
+        return await self.fetch(
+            "clearml-session", "proxy", SESSION, prefix, path, raise_error=False, **kwargs
+        )
+
+
+@pytest.fixture
+def proxy(jp_serverapp: Any, jp_fetch: Any, jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[Proxy]:
+    parts = running(jp_serverapp, jp_fetch)
+    yield jp_asyncio_loop.run_until_complete(parts.__aenter__())
+    jp_asyncio_loop.run_until_complete(parts.__aexit__(None, None, None))
+
+
+@contextlib.asynccontextmanager
+async def running(jp_serverapp: Any, jp_fetch: Any) -> AsyncIterator[Proxy]:
+    async with ssh_server() as server, RemoteService() as service:
+
+        async def target() -> Any:
+            return server.target()
+
+        tunnel = Tunnel(target, settings=TunnelSettings(backoff_initial=0.02, backoff_max=0.1))
+        tunnel.start()
+        install(jp_serverapp, FakeManager(tunnel, {"jupyter": service.port, "vscode": service.port}))
+        yield Proxy(jp_serverapp, service, tunnel, server, jp_fetch)
+        await tunnel.close()
+
+
+async def raw(proxy: Proxy, request: bytes, *, shut: bool = False) -> bytes:
+    """Send bytes to the local server as they are; return all it says until it closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
+    writer.write(request)
+    if shut:
+        writer.write_eof()
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+def head(proxy: Proxy, method: str, path: str, *more: str, kind: str = "port", close: bool = True) -> bytes:
+    """Return a request head with the local token."""
+    prefix = f"port/{proxy.service.port}" if kind == "port" else kind
+    lines = [
+        f"{method} {proxy.base}/{prefix}{path} HTTP/1.1",
+        f"Host: 127.0.0.1:{proxy.serverapp.port}",
+        f"Authorization: token {proxy.serverapp.identity_provider.token}",
+        *(["Connection: close"] if close else []),
+        *more,
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+# -- what passes
+
+
+async def test_nothing_of_the_local_server_arrives(proxy: Proxy) -> None:
+    token = proxy.serverapp.identity_provider.token
+    answer = await raw(
+        proxy,
+        head(
+            proxy,
+            "GET",
+            f"/a%2Fb/%C3%A9?x=1&token={token}&y=%20",
+            "Cookie: username-127-0-0-1=local-secret; _xsrf=local-secret; foreign=local-secret",
+            "X-XSRFToken: local-secret",
+            "X-Forwarded-Host: local-secret",
+            f"Referer: http://127.0.0.1:{proxy.serverapp.port}/lab?token={token}",
+        ),
+    )
+    assert b"200 OK" in answer
+    seen = proxy.service.requests[-1]
+    assert seen.target == "/a%2Fb/%C3%A9?x=1&y=%20"
+    assert seen.get("Host") == f"localhost:{proxy.service.port}"
+    for secret in (token, "local-secret", "Referer", "Cookie", "Authorization"):
+        assert secret.encode() not in seen.raw
+
+
+async def test_remote_token_goes_in_and_never_out(proxy: Proxy) -> None:
+    proxy.service.reply = canned(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=1\r\n\r\nok", keep_open=True
+    )
+    answer = await raw(proxy, head(proxy, "GET", "/api/status", kind="jupyter"))
+    assert proxy.service.requests[-1].get("Authorization") == f"token {REMOTE_TOKEN}"
+    assert REMOTE_TOKEN.encode() not in answer
+    assert b"Path=" + proxy.base.encode() + b"/jupyter/" in answer
+    await raw(proxy, head(proxy, "GET", "/", kind="vscode"))
+    assert proxy.service.requests[-1].get("Authorization") is None
+
+
+async def test_cookies_of_the_service_come_back_to_it(proxy: Proxy) -> None:
+    proxy.service.reply = canned(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nSet-Cookie: sid=1\r\n\r\n", keep_open=True
+    )
+    await raw(proxy, head(proxy, "GET", "/", "Cookie: sid=early"))
+    assert proxy.service.requests[-1].get("Cookie") is None
+    await raw(proxy, head(proxy, "GET", "/", "Cookie: sid=1; other=2"))
+    assert proxy.service.requests[-1].get("Cookie") == "sid=1"
+
+
+async def test_prefix_is_kept_for_services_that_know_it(proxy: Proxy) -> None:
+    path = f"{proxy.base}/port-absolute/{proxy.service.port}/x"
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    request += f"Authorization: token {proxy.serverapp.identity_provider.token}\r\n\r\n"
+    assert b"200 OK" in await raw(proxy, request.encode())
+    assert proxy.service.requests[-1].target == path
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "REPORT"])
+async def test_methods_and_bodies(proxy: Proxy, method: str) -> None:
+    answer = await raw(proxy, head(proxy, method, "/x", "Content-Length: 5") + b"hello")
+    assert answer.endswith(b"hello")
+    assert proxy.service.requests[-1].method == method
+
+
+async def test_chunked_request(proxy: Proxy) -> None:
+    answer = await raw(
+        proxy, head(proxy, "POST", "/", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    )
+    assert answer.endswith(b"abcde")
+
+
+async def test_large_upload(proxy: Proxy) -> None:
+    answer = await proxy.get("port", "x", method="PUT", body=b"abc" * 1_000_000)
+    assert answer.body.endswith(b"abc" * 1_000_000)
+
+
+async def test_head_and_empty_answers(proxy: Proxy) -> None:
+    answer = await raw(proxy, head(proxy, "HEAD", "/"))
+    length = len(proxy.service.requests[-1].raw) + 4
+    assert f"Content-Length: {length}".encode() in answer
+    assert answer.endswith(b"\r\n\r\n")
+    for status in (b"204 No Content", b"304 Not Modified"):
+        proxy.service.reply = canned(b"HTTP/1.1 " + status + b"\r\nETag: x\r\n\r\n", keep_open=True)
+        answer = await raw(proxy, head(proxy, "GET", "/"))
+        assert status in answer
+        assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_body_until_close_and_trailers(proxy: Proxy) -> None:
+    proxy.service.reply = canned(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
+    assert b"d\r\nuntil the end\r\n0\r\n\r\n" in await raw(proxy, head(proxy, "GET", "/"))
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nX-Trailer: 1\r\n\r\n"
+    proxy.service.reply = canned(chunks, keep_open=True)
+    answer = await raw(proxy, head(proxy, "GET", "/"))
+    assert b"3\r\nabc\r\n0\r\n\r\n" in answer
+    assert b"X-Trailer" not in answer
+
+
+async def test_range_and_status_reason(proxy: Proxy) -> None:
+    proxy.service.reply = canned(
+        b"HTTP/1.1 206 Some of it\r\nContent-Range: bytes 0-1/5\r\nContent-Length: 2\r\n\r\nab",
+        keep_open=True,
+    )
+    answer = await raw(proxy, head(proxy, "GET", "/", "Range: bytes=0-1"))
+    assert answer.startswith(b"HTTP/1.1 206 Some of it\r\n")
+    assert b"Content-Range: bytes 0-1/5" in answer
+    assert proxy.service.requests[-1].get("Range") == "bytes=0-1"
+
+
+async def test_events_are_passed_on_at_once(proxy: Proxy) -> None:
+    go_on = asyncio.Event()
+
+    async def events(_request: Any, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        await writer.drain()
+        for number in range(3):
+            await go_on.wait()
+            go_on.clear()
+            writer.write(b"data: %d\n\n" % number)
+            await writer.drain()
+        return False
+
+    proxy.service.reply = events
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
+    writer.write(head(proxy, "GET", "/"))
+    assert b"text/event-stream" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    for number in range(3):
+        go_on.set()  # the next one is only sent when this one was asked for: each must arrive by itself
+        assert b"data: %d" % number in await asyncio.wait_for(reader.readuntil(b"\n\n"), 5)
+    writer.close()
+
+
+async def test_channels_are_kept_alive(proxy: Proxy) -> None:
+    for _ in range(8):
+        await raw(proxy, head(proxy, "GET", "/"))
+    assert (
+        proxy.service.connections <= 2
+    )  # one on each SSH connection: the first ones come before the second is up
+
+
+async def test_kept_alive_channel_that_the_remote_closed_is_replaced(proxy: Proxy) -> None:
+    async def once(request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        await canned(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")(request, reader, writer)
+        # It hangs up when the next request has come, as a server does whose patience ends at that moment.
+        await reader.readuntil(b"\r\n\r\n")
+        return False
+
+    proxy.service.reply = once
+    for _ in range(2):
+        assert (await raw(proxy, head(proxy, "GET", "/"))).endswith(b"ok")
+    assert proxy.service.connections == 2
+
+
+# -- waiting for the remote's word
+
+
+async def test_continue_is_asked_of_the_remote(proxy: Proxy) -> None:
+    async def willing(request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return await canned(OK + b"\r\n\r\nok", keep_open=True)(request, reader, writer)
+
+    proxy.service.reply = willing
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
+    writer.write(head(proxy, "PUT", "/", "Expect: 100-continue", "Content-Length: 3"))
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 100")
+    writer.write(b"abc")
+    assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"ok")
+    assert proxy.service.requests[-1].body == b"abc"
+    writer.close()
+
+
+async def test_body_that_the_remote_does_not_want_is_not_asked_for(proxy: Proxy) -> None:
+    async def unwilling(_request: Any, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        return False
+
+    proxy.service.reply = unwilling
+    answer = await raw(proxy, head(proxy, "PUT", "/", "Expect: 100-continue", "Content-Length: 3"))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"100 " not in answer
+
+
+async def test_early_answer_to_an_upload_arrives(proxy: Proxy) -> None:
+    async def unwilling(_request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        await reader.read()  # a server that closes with unread data resets, and its answer may be lost
+        return False
+
+    proxy.service.reply = unwilling
+    answer = await proxy.get("port", "x", method="PUT", body=bytes(4_000_000))
+    assert (answer.code, answer.body) == (413, b"no")
+
+
+# -- what is refused
+
+
+SMUGGLED = [
+    "Content-Length: 3\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: chunked\r\nContent-Length: 3",
+    "Content-Length: 3\r\nContent-Length: 4",
+    "Content-Length: -1",
+    "Content-Length: 0x3",
+    "Transfer-Encoding: xchunked",
+    "Transfer-Encoding: gzip, chunked",
+    "X: a\x00b",
+    "X : a",
+    "X: " + "a" * 100_000,
+    "\r\n".join(["X: a"] * 20_000),
+]
+
+
+@pytest.mark.parametrize("lines", SMUGGLED, ids=range(len(SMUGGLED)))
+async def test_ambiguous_request_is_refused(proxy: Proxy, lines: str) -> None:
+    smuggled = b"GET /smuggled HTTP/1.1\r\n\r\n"
+    with contextlib.suppress(ConnectionResetError):
+        answer = await raw(proxy, head(proxy, "POST", "/", lines) + b"abc" + smuggled, shut=True)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+    assert [request.target for request in proxy.service.requests] == []
+
+
+@pytest.mark.parametrize("lines", ["X: a\r\n folded: b", "X: a\nSmuggled: b"])
+async def test_oddly_written_header_arrives_in_one_way_or_not_at_all(proxy: Proxy, lines: str) -> None:
+    await raw(proxy, head(proxy, "GET", "/", lines))
+    for request in proxy.service.requests:
+        assert request.raw.replace(b"\r\n", b"").count(b"\n") == 0
+        assert all(not name.startswith(" ") for name, _ in request.headers)
+
+
+BROKEN = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nabc",
+    b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
+    b"HTTP/1.1 200 OK" + b"\r\nX: a" * 10_000 + b"\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000,
+    b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    b"",
+]
+
+
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
+async def test_remote_that_breaks_http_is_a_502_and_its_channel_is_closed(proxy: Proxy, data: bytes) -> None:
+    proxy.service.reply = canned(data)
+    answer = await proxy.get("port", "x")
+    assert answer.code == 502
+    assert json.loads(answer.body)["error"]["code"] == "remote_bad_answer"
+    await asyncio.wait_for(proxy.service.closed.wait(), 5)
+
+
+TRUNCATED = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 50_000,
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nnonsense\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc",
+]
+
+
+@pytest.mark.parametrize("data", TRUNCATED, ids=range(len(TRUNCATED)))
+async def test_truncated_answer_is_never_a_complete_one(proxy: Proxy, data: bytes) -> None:
+    proxy.service.reply = canned(data)
+    with contextlib.suppress(ConnectionResetError):
+        answer = await raw(proxy, head(proxy, "GET", "/"))
+        assert not answer.endswith(b"0\r\n\r\n")
+        assert len(answer) < 100_000
+
+
+async def test_tunnel_that_breaks_in_the_middle_is_never_a_complete_answer(proxy: Proxy) -> None:
+    async def half(_request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf")  # ends with the connection: only the tunnel can tell
+        await writer.drain()
+        await reader.read()
+        return False
+
+    proxy.service.reply = half
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
+    writer.write(head(proxy, "GET", "/"))
+    await reader.readuntil(b"half")
+    await proxy.server.drop()
+    with contextlib.suppress(ConnectionResetError):
+        assert not (await asyncio.wait_for(reader.read(), 5)).endswith(b"0\r\n\r\n")
+    writer.close()
+
+
+async def test_browser_that_goes_away_is_told_to_the_remote(proxy: Proxy) -> None:
+    asked = asyncio.Event()
+
+    async def slow(_request: Any, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
+        asked.set()
+        await reader.read()
+        return False
+
+    proxy.service.reply = slow
+    _, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
+    writer.write(head(proxy, "GET", "/"))
+    await asyncio.wait_for(asked.wait(), 5)
+    writer.close()
+    await asyncio.wait_for(proxy.service.closed.wait(), 5)
+
+
+# -- failures with a name
+
+
+NAVIGATION = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
+
+
+@pytest.mark.parametrize("ident", ["unknown", "..", "%2e%2e%2fx", "0" * 32, "%C3%A9", "a%00b"])
+async def test_unknown_session(proxy: Proxy, ident: str) -> None:
+    url = f"http://127.0.0.1:{proxy.serverapp.port}{proxy.serverapp.base_url}clearml-session/proxy/{ident}/port/80/"
+    token = proxy.serverapp.identity_provider.token
+    request = f"GET {url.split(str(proxy.serverapp.port), 1)[1]} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    answer = await raw(proxy, f"{request}Authorization: token {token}\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404")
+
+
+async def test_nothing_listens(proxy: Proxy) -> None:
+    answer = await proxy.fetch("clearml-session", "proxy", SESSION, "port", "1", "/", raise_error=False)
+    assert answer.code == 502
+    assert json.loads(answer.body)["error"]["code"] == "remote_refused"
+    page = await proxy.fetch(
+        "clearml-session", "proxy", SESSION, "port", "1", "/", raise_error=False, headers=dict(NAVIGATION)
+    )
+    assert page.code == 502
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert b"http-equiv" not in page.body
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+async def test_no_port(proxy: Proxy, port: str) -> None:
+    answer = await proxy.fetch("clearml-session", "proxy", SESSION, "port", port, "/", raise_error=False)
+    assert answer.code == 400
+    assert json.loads(answer.body)["error"]["detail"]["field"] == "port"
+
+
+async def test_tunnel_that_is_down_is_a_page_that_tries_again(proxy: Proxy) -> None:
+    proxy.serverapp.web_app.settings["clearml_session_proxy"] = ProxyState(ProxySettings(tunnel_wait=0.1))
+    await proxy.server.stop()
+    answer = await proxy.get("port", "x")
+    assert answer.code == 503
+    assert answer.headers["Retry-After"] == "2"
+    assert json.loads(answer.body)["error"]["code"] == "tunnel_down"
+    page = await proxy.get("port", "x", headers=dict(NAVIGATION))
+    assert page.code == 503
+    assert b'http-equiv="refresh"' in page.body
+    assert page.headers["Cache-Control"] == "no-store"
+
+
+async def test_requests_wait_for_a_tunnel_that_comes_back(proxy: Proxy) -> None:
+    await proxy.server.drop()
+    assert (await proxy.get("port", "x")).code == 200
+
+
+async def test_service_that_does_not_answer(proxy: Proxy) -> None:
+    proxy.serverapp.web_app.settings["clearml_session_proxy"] = ProxyState(ProxySettings(first_byte=0.2))
+
+    async def mute(_request: Any, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
+        await reader.read()
+        return False
+
+    proxy.service.reply = mute
+    answer = await proxy.get("port", "x")
+    assert answer.code == 504
+    assert json.loads(answer.body)["error"]["code"] == "remote_deadline"
+    await asyncio.wait_for(proxy.service.closed.wait(), 5)
+
+
+# -- who may
+
+
+@pytest.mark.parametrize("kind", ["jupyter/", "vscode/", "port/80/", "port-absolute/80/"])
+async def test_without_a_login_nothing_is_contacted(proxy: Proxy, kind: str) -> None:
+    for headers, status in ((NAVIGATION, b"302"), ({}, b"403")):
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        request = f"GET {proxy.base}/{kind} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{lines}\r\n"
+        answer = await raw(proxy, request.encode())
+        assert answer.startswith(b"HTTP/1.1 " + status)
+    assert proxy.service.requests == []
+
+
+async def test_unauthorised_user_is_refused(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def is_authorized(_handler: Any, _user: Any, action: str, resource: str) -> bool:
+        asked.append((action, resource))
+        return False
+
+    monkeypatch.setattr(proxy.serverapp.authorizer, "is_authorized", is_authorized)
+    assert (await proxy.get("port", "x")).code == 403
+    assert asked == [("execute", "clearml_session")]
+    assert proxy.service.requests == []
+
+
+@dataclass
+class Browser:
+    """Requests of a logged-in browser: with the login cookie instead of the token."""
+
+    proxy: Proxy
+    cookie: str = ""
+
+    async def login(self) -> None:
+        token = self.proxy.serverapp.identity_provider.token
+        request = f"GET {self.proxy.serverapp.base_url}tree?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        answer = (await raw(self.proxy, f"{request}Connection: close\r\n\r\n".encode())).decode("latin-1")
+        self.cookie = "; ".join(re.findall(r"Set-Cookie: ([^;]+)", answer))
+        assert self.cookie
+
+    async def send(self, method: str, *more: str) -> int:
+        port = self.proxy.service.port
+        lines = [f"{method} {self.proxy.base}/port/{port}/ HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
+        lines += [f"Cookie: {self.cookie}", "Content-Length: 0", *more]
+        answer = await raw(self.proxy, ("\r\n".join(lines) + "\r\n\r\n").encode())
+        return int(answer.split(b" ")[1])
+
+
+async def test_someone_elses_session_opens_after_a_warning_only(proxy: Proxy) -> None:
+    proxy.serverapp.web_app.settings["clearml_session_manager"].mine = False
+    browser = Browser(proxy)
+    await browser.login()
+    path = f"{proxy.base}/port/{proxy.service.port}/x?y=1"
+
+    async def visit(target: str, *more: str) -> str:
+        lines = [
+            f"GET {target} HTTP/1.1",
+            "Host: 127.0.0.1",
+            "Connection: close",
+            f"Cookie: {browser.cookie}",
+            *more,
+        ]
+        return (await raw(proxy, ("\r\n".join(lines) + "\r\n\r\n").encode())).decode()
+
+    navigation = [f"{name}: {value}" for name, value in NAVIGATION.items()]
+    assert "foreign_session" in await visit(path)
+    page = await visit(path, *navigation)
+    assert page.startswith("HTTP/1.1 403")
+    assert "Ada &lt;Lovelace&gt;" in page
+    assert "http-equiv" not in page
+    assert proxy.service.requests == []
+    (link,) = re.findall(r'<a href="([^"]+)"', page)
+    forged = re.sub(r"[0-9a-f]{8}$", "00000000", link)
+    assert (await visit(forged.replace("&amp;", "&"), *navigation)).startswith("HTTP/1.1 403")
+
+    agreed = await visit(link.replace("&amp;", "&"), *navigation)
+    assert agreed.startswith("HTTP/1.1 302")
+    assert f"Location: {path}\r\n" in agreed
+    (cookie,) = re.findall(r"Set-Cookie: (clearml-session-trust=[^\r]+)", agreed)
+    assert "HttpOnly" in cookie
+    assert f"Path={proxy.base}" in cookie
+    browser.cookie += "; " + cookie.partition(";")[0]
+    assert "200 OK" in await visit(path, *navigation)
+    assert proxy.service.requests[-1].get("Cookie") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("POST", ["Origin: http://127.0.0.1"], 200),
+        ("POST", ["Sec-Fetch-Site: same-origin"], 200),
+        ("POST", ["Origin: http://evil.example"], 403),
+        ("POST", ["Origin: null"], 403),
+        ("POST", ["Origin: http://evil.example", "Sec-Fetch-Site: same-origin"], 403),
+        ("POST", ["Sec-Fetch-Site: cross-site"], 403),
+        ("POST", ["Sec-Fetch-Site: same-site"], 403),
+        ("POST", [], 403),
+        ("GET", ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"], 403),
+        ("GET", ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"], 200),
+        ("GET", ["Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"], 200),
+        ("GET", [], 200),
+    ],
+)
+async def test_cross_site_requests(proxy: Proxy, method: str, headers: list[str], status: int) -> None:
+    browser = Browser(proxy)
+    await browser.login()
+    assert await browser.send(method, *headers) == status
+    assert len(proxy.service.requests) == (1 if status == 200 else 0)
+    if status == 200:
+        assert proxy.service.requests[0].get("Cookie") is None
+
+
+async def test_no_secret_in_the_log(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    await raw(proxy, head(proxy, "GET", "/x", kind="jupyter"))
+    proxy.service.reply = canned(b"nonsense\r\n\r\n")
+    await raw(proxy, head(proxy, "GET", "/x", kind="jupyter"))
+    assert REMOTE_TOKEN not in caplog.text
