@@ -189,11 +189,32 @@ def test_death_is_told_with_status_and_last_words(channel: SessionChannel, tmp_p
         message = client.next(timeout=30)
         if message["parent_header"].get("msg_id") == request and message["msg_type"] == "stream":
             seen += message["content"]["text"]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while port.exit_status is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert port.exit_status == -9
     assert "the last words" in "\n".join(port.exit_tail)
+    client.close()
+
+
+def test_death_is_told_also_where_not_even_busy_was_said(channel: SessionChannel, tmp_path: Path) -> None:
+    """What ipykernel publishes leaves it through another thread: a quick death comes before that."""
+    client = talk(channel, start_kernel(channel, tmp_path))
+    client.run("""
+import os
+kernel = get_ipython().kernel
+publish = kernel._publish_status
+def die_unheard(status, *arguments, **named):
+    if status == "busy":
+        os.kill(os.getpid(), 9)
+    publish(status, *arguments, **named)
+kernel._publish_status = die_unheard
+""")
+    request = client.client.execute("1")
+    message = client.next(timeout=30)
+    assert message["parent_header"].get("msg_id") == request
+    assert message["msg_type"] == "stream", "nothing of the kernel's own came before"
+    assert "SIGKILL" in message["content"]["text"]
     client.close()
 
 

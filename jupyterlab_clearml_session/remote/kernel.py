@@ -73,6 +73,7 @@ class KernelProcess:
         self.urgent = False
         """True where something was kept that should leave now; see `LAZY` in the daemon."""
         self._busy_parent = b"{}"
+        self._unanswered: deque[bytes] = deque()
         self._dropped = 0
         self._dropped_bytes = 0
         self._history: deque[tuple[int, list[Any]]] = deque()
@@ -90,6 +91,7 @@ class KernelProcess:
         self.close_sockets()
         self.key, self.signature_scheme = key, signature_scheme
         self.state, self.exit_status = "starting", None
+        self._unanswered.clear()
         self.started = _now()
         self._tail.clear()
         self._tail_bytes = 0
@@ -206,6 +208,9 @@ class KernelProcess:
             time.sleep(0.01)
         self.read_stderr()
         tail = b"".join(self._tail).decode(errors="replace").splitlines()[-20:]
+        if self.state != "busy" and self._unanswered:
+            # It died so fast that its "busy" never left it.
+            self.state, self._busy_parent = "busy", self._unanswered[0]
         if self.state == "busy":
             lines = "\n".join(tail)
             self._say(f"The remote kernel died ({_exit_text(self.exit_status)}).\n{lines}\n")
@@ -244,6 +249,9 @@ class KernelProcess:
             return
         self.last_activity = time.monotonic()
         send_parts(sock, parts)
+        frames = _signed_frames(parts) if channel == SHELL else None
+        if frames is not None and b'"execute_request"' in bytes(frames[0]):
+            self._unanswered.append(bytes(frames[0]))
 
     def receive(self, channel: int) -> int:
         """Take what a socket has into the log; return how many messages that were."""
@@ -258,6 +266,9 @@ class KernelProcess:
             if channel == IOPUB:
                 self._keep_output(parts)
             else:
+                frames = _signed_frames(parts) if self._unanswered else None
+                if frames is not None and b'"execute_reply"' in bytes(frames[0]):
+                    self._unanswered.popleft()
                 # A kernel that is not idle has one more thing to say after a reply.
                 self._keep(pack_message(channel, parts), urgent=self.state == "idle")
         return RECEIVE_BATCH
