@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import InvalidRequirement, Requirement
 
 from .errors import InvalidInput
+from .models import TASK_ID
 
 Check = Callable[[Any, str], Any]
 
@@ -23,7 +24,6 @@ MAX_TEXT = 256 * 1024
 MAX_DIFF = 5 * 1024 * 1024
 MAX_ITEMS = 1000
 
-_TASK_ID = re.compile(r"[0-9a-f]{32}")
 _DOCKER_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _USERNAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
@@ -117,7 +117,7 @@ def minutes(value: Any, name: str) -> float:
     return value
 
 
-task_id = line(pattern=_TASK_ID, what="the id of a ClearML Task (32 characters 0-9 and a-f)")
+task_id = line(pattern=TASK_ID, what="the id of a ClearML Task (32 characters 0-9 and a-f)")
 username = line(pattern=_USERNAME, what="a user name")
 vscode_version = line(pattern=_VSCODE_VERSION, what="a version like '4.96.2' or '4.96.2:2024.22.1'")
 

@@ -5,10 +5,14 @@ Times are ISO 8601 strings in UTC, as the ClearML server sends them; durations a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+TASK_ID = re.compile(r"[0-9a-f]{32}")
+"""The whole id of a Task, and so of a session."""
 
 
 class Phase(str, Enum):

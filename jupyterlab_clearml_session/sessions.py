@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import json
-import re
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import DEBUG, WARNING, Logger
@@ -22,6 +19,7 @@ from typing import Any
 from traitlets import Float
 from traitlets.config import Configurable
 
+from .attached_file import AttachedFile
 from .attachment import Attachment
 from .backend.client import ClearMLClient
 from .errors import (
@@ -34,9 +32,9 @@ from .errors import (
     UnknownTask,
     WrongPhase,
 )
-from .files import write_private
 from .launch_spec import LaunchSpec
 from .models import (
+    TASK_ID,
     BackendStatus,
     Endpoint,
     LogLine,
@@ -48,6 +46,7 @@ from .models import (
     SshTarget,
     Task,
 )
+from .poller import Poller
 from .record import Record, ssh_target
 from .redact import redact, secrets_of
 from .ssh.tunnel import Tunnel
@@ -56,7 +55,6 @@ OnReady = Callable[[Session, Tunnel], Awaitable[None]]
 OnGone = Callable[[str], Awaitable[None]]
 StartLocal = Callable[[], Awaitable[Mapping[str, str]]]
 
-_TASK_ID = re.compile(r"[0-9a-f]{32}")
 _NEVER = -float("inf")
 _TAIL_LINES = 20
 _SETTLED = frozenset({Phase.READY, Phase.SERVICES_UP, Phase.CREATED, Phase.ENDED, Phase.FAILED})
@@ -111,19 +109,20 @@ class SessionManager(Configurable):
         self.revision = 0
         self._start_local = start_local
         self._log = log
-        self._state_file = state_file
+        self._file = AttachedFile(state_file, log)
         self._records: dict[str, Record] = {}
         self._subscribers: builtins.list[Callable[[SessionEvent], None]] = []
         self._on_ready: builtins.list[OnReady] = []
         self._on_gone: builtins.list[OnGone] = []
         self._background: set[asyncio.Task[None]] = set()
-        self._poller: asyncio.Task[None] | None = None
-        self._poll_lock = asyncio.Lock()
-        self._store_lock = asyncio.Lock()
-        self._wake = asyncio.Event()
-        self._looked = _NEVER
-        self._all_users_looked = _NEVER
-        self._polled = _NEVER
+        self._poller = Poller(
+            read=self._read,
+            interval=self._interval,
+            held=self._any_attached,
+            told=self._tell_backend,
+            window=self.look_window,
+            log=log,
+        )
         self._queues_read = _NEVER
         self._restored: set[str] = set()
         self._user: Ref | None = None
@@ -150,7 +149,7 @@ class SessionManager(Configurable):
 
     async def queues(self) -> Sequence[Queue]:
         """Return the queues with their agents."""
-        self._look()
+        self._poller.look()
         return await self.client.queues()
 
     async def find_tasks(self, text: str) -> Sequence[Task]:
@@ -174,9 +173,13 @@ class SessionManager(Configurable):
         """
         if state not in ("active", "ended", "all"):
             raise InvalidInput("state must be active, ended or all", field="state")
-        self._look(all_users=all_users)
-        if time.monotonic() - self._polled > self._interval():
-            await self._poll(raising=not self._records)
+        self._poller.look(all_users=all_users)
+        if self._poller.stale:
+            try:
+                await self._poller.poll()
+            except ClearMLSessionError:
+                if not self._records:
+                    raise
         found = dict(self._records)
         if state != "active":
             for task in await self.client.sessions(all_users=all_users, states="ended"):
@@ -196,7 +199,7 @@ class SessionManager(Configurable):
 
     async def get(self, session_id: str) -> Session:
         """Return one session, also one that this machine never saw. Raises UnknownSession."""
-        self._look()
+        self._poller.look()
         return (await self._record(session_id)).session
 
     async def log(self, session_id: str, limit: int = 200, before: str | None = None) -> Sequence[LogLine]:
@@ -262,7 +265,7 @@ class SessionManager(Configurable):
         While files are uploaded the session is there already, in phase created and with the progress; `shutdown`
         ends that, and then SessionAborted is raised here.
         """
-        self._look()
+        self._poller.look()
         await self._know_user()
         made: builtins.list[Record] = []
 
@@ -295,7 +298,7 @@ class SessionManager(Configurable):
 
     async def attach(self, session_id: str) -> Session:
         """Bring the tunnel up, now or as soon as the session's services are up. Raises WrongPhase."""
-        self._look()
+        self._poller.look()
         record = await self._record(session_id)
         if not record.live or record.stop_requested:
             raise WrongPhase("An ended session cannot be attached", phase=record.session.phase.value)
@@ -315,7 +318,7 @@ class SessionManager(Configurable):
         record = self._records[session_id]
         assert record.attachment is not None
         record.attachment.reconnect()
-        self._wake.set()
+        self._poller.wake()
         return self._update(record)
 
     async def shutdown(self, session_id: str, purge: bool = False) -> Session:
@@ -323,7 +326,7 @@ class SessionManager(Configurable):
 
         Raises UnknownSession, and WrongPhase where the session is over already (or, to be purged, is not).
         """
-        self._look()
+        self._poller.look()
         record = await self._record(session_id)
         if record.live == purge:
             message = "Only an ended session can be deleted" if purge else "The session has ended already"
@@ -339,7 +342,7 @@ class SessionManager(Configurable):
         await self.client.stop(session_id)
         record.stop_requested = True
         await self._let_go(record)
-        self._wake.set()
+        self._poller.wake()
         return self._update(record)
 
     def set_kernelspecs(self, session_id: str, names: Iterable[str]) -> None:
@@ -367,14 +370,15 @@ class SessionManager(Configurable):
 
     def start(self) -> None:
         """Begin to poll, and attach again what was attached when a server last ran here."""
-        self._restored = self._load()
+        self._restored = self._file.read()
         if self._restored:
-            self._look()
-        self._poller = asyncio.create_task(self._poll_forever(), name="clearml-session-poller")
+            self._poller.look()
+        self._poller.start()
 
     async def close(self) -> None:
         """Stop polling and close all tunnels; what was attached stays noted for the next start."""
-        pending = [task for task in (self._poller, *self._background) if task is not None]
+        await self._poller.close()
+        pending = tuple(self._background)
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -384,21 +388,11 @@ class SessionManager(Configurable):
     def refresh(self) -> None:
         """Look at ClearML now, as another user perhaps: its configuration has changed."""
         self._user = None
-        self._polled = _NEVER
-        self._look()
-        self._wake.set()
+        self._poller.forget()
+        self._poller.look()
+        self._poller.wake()
 
-    # -- the poller ------------------------------------------------------------------------------------
-
-    def _look(self, *, all_users: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._looked > self.look_window:
-            self._wake.set()
-        self._looked = now
-        if all_users:
-            if now - self._all_users_looked > self.look_window:
-                self._polled = _NEVER  # what was read so far is only our own
-            self._all_users_looked = now
+    # -- what the poller does --------------------------------------------------------------------------
 
     def _interval(self) -> float:
         changing = any(
@@ -406,43 +400,15 @@ class SessionManager(Configurable):
         )
         return self.fast_interval if changing else self.slow_interval
 
-    async def _poll_forever(self) -> None:
-        while True:
-            needed = time.monotonic() - self._looked < self.look_window or any(
-                record.attach for record in self._records.values()
-            )
-            if needed and self.client.is_configured():
-                try:
-                    await self._poll()
-                except Exception:  # noqa: BLE001 - a fault of ours must be seen, and must not end the only poller
-                    self._log.exception("clearml-session: a poll failed")
-            with contextlib.suppress(asyncio.TimeoutError):
-                # With nobody looking and nothing attached: sleep until somebody comes.
-                await asyncio.wait_for(self._wake.wait(), self._interval() if needed else None)
-            self._wake.clear()
-
-    async def _poll(self, *, raising: bool = False) -> None:
-        asked = time.monotonic()
-        async with self._poll_lock:
-            if self._polled > asked:
-                return  # a poll that began after we asked has just ended
-            started = time.monotonic()
-            try:
-                await self._read(started)
-            except ClearMLSessionError as error:
-                self._tell_backend(error.to_json())
-                if raising:
-                    raise
-                return
-            self._polled = started
-            self._tell_backend(None)
+    def _any_attached(self) -> bool:
+        return any(record.attach for record in self._records.values())
 
     async def _read(self, now: float) -> None:
         await self._know_user()
         asked_for = {id_ for id_, record in self._records.items() if record.live or record.tail_wanted}
         known = asked_for | self._restored
         tasks = await self.client.sessions(
-            all_users=now - self._all_users_looked < self.look_window,
+            all_users=self._poller.all_users,
             states="active",
             extra_ids=sorted(known),
         )
@@ -490,7 +456,7 @@ class SessionManager(Configurable):
     # -- records ---------------------------------------------------------------------------------------
 
     async def _record(self, session_id: str) -> Record:
-        if not _TASK_ID.fullmatch(session_id):
+        if not TASK_ID.fullmatch(session_id):
             raise UnknownSession("This is not the id of a session (32 hexadecimal digits)")
         record = self._records.get(session_id)
         if record is not None:
@@ -524,8 +490,8 @@ class SessionManager(Configurable):
 
     def _want(self, record: Record) -> Session:
         record.attach = record.watched = True
-        self._spawn(self._store())
-        self._wake.set()
+        self._note_attached()
+        self._poller.wake()
         return self._update(record)
 
     def _describe(self, record: Record) -> Session:
@@ -572,7 +538,7 @@ class SessionManager(Configurable):
         attachment, record.attachment = record.attachment, None
         record.attach = record.announced = False
         record.kernelspecs = ()
-        self._spawn(self._store())
+        self._note_attached()
         if attachment is None:
             return
         for on_gone in self._on_gone:
@@ -592,6 +558,10 @@ class SessionManager(Configurable):
             level = WARNING if record is not None and record.attach else DEBUG
             self._log.log(level, "clearml-session: %s", error.message)
 
+    def _note_attached(self) -> None:
+        wanted = self._restored | {id_ for id_, record in self._records.items() if record.attach}
+        self._spawn(self._file.write(wanted))
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
@@ -599,36 +569,15 @@ class SessionManager(Configurable):
 
     # -- events ----------------------------------------------------------------------------------------
 
-    def _tell_backend(self, error: Mapping[str, Any] | None) -> None:
-        if error == self._backend_error:
+    def _tell_backend(self, error: ClearMLSessionError | None) -> None:
+        told = error.to_json() if error is not None else None
+        if told == self._backend_error:
             return
-        self._backend_error = error
-        self._emit("backend", None, {"error": error})
+        self._backend_error = told
+        self._emit("backend", None, {"error": told})
 
     def _emit(self, kind: str, session: Session | None, data: Mapping[str, Any] | None = None) -> None:
         self.revision += 1
         event = SessionEvent(self.revision, kind, session, data or {})
         for callback in tuple(self._subscribers):
             callback(event)
-
-    # -- what was attached -----------------------------------------------------------------------------
-
-    async def _store(self) -> None:
-        async with self._store_lock:
-            wanted = self._restored | {id_ for id_, record in self._records.items() if record.attach}
-            try:
-                await asyncio.to_thread(
-                    write_private, self._state_file, json.dumps({"attached": sorted(wanted)})
-                )
-            except OSError as error:
-                self._log.warning("clearml-session: cannot note which sessions are attached: %s", error)
-
-    def _load(self) -> set[str]:
-        try:
-            noted = json.loads(self._state_file.read_text(encoding="utf-8"))["attached"]
-            return {id_ for id_ in noted if _TASK_ID.fullmatch(id_)}
-        except FileNotFoundError:
-            return set()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self._log.warning("clearml-session: cannot read which sessions were attached: %s", error)
-            return set()

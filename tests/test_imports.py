@@ -13,15 +13,17 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 _GROUND = {"models", "errors"}
 _BACK = _GROUND | {"launch_spec", "launch_fields", "files", "redact", "phases"}
 _MIDDLE = _BACK | {"backend", "ssh", "presets"}
-_SESSIONS = _MIDDLE | {"attachment", "record", "sessions", "forwards", "workspace"}
+_SESSIONS = _MIDDLE | {"attached_file", "attachment", "record", "poller", "sessions", "forwards", "workspace"}
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"extension", "magic"},
     "errors": set(),
     "models": set(),
     "files": set(),
+    "attached_file": _GROUND | {"files"},
+    "poller": {"errors"},
     "redact": set(),
-    "launch_fields": {"errors"},
+    "launch_fields": _GROUND,
     "launch_spec": {"errors", "launch_fields"},
     "phases": _GROUND,
     "backend": _BACK,

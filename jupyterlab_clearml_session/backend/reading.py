@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from ..errors import UnknownTask
-from ..models import LogLine, Queue, Ref, Task, Worker
+from ..models import TASK_ID, LogLine, Queue, Ref, Task, Worker
 
 TASK_FIELDS = (
     "id",
@@ -43,12 +42,10 @@ TASK_FIELDS = (
 )
 """What a listing asks for: all that `task` reads, without the texts of scripts and configuration."""
 
-_TASK_ID = re.compile(r"[0-9a-f]{32}")
-
 
 def checked_id(task_id: str) -> str:
     """Return ``task_id`` if it is one (32 characters 0-9 and a-f); raises UnknownTask."""
-    if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
+    if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id):
         raise UnknownTask("This is not the id of a ClearML Task.")
     return task_id
 

@@ -1,0 +1,41 @@
+"""Which sessions this machine had attached: what a restarted server attaches again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from logging import Logger
+from pathlib import Path
+
+from .files import write_private
+from .models import TASK_ID
+
+
+class AttachedFile:
+    """A list of session ids on disk. Neither reading nor writing it fails: it is a convenience, and says so."""
+
+    def __init__(self, path: Path, log: Logger) -> None:
+        self._path = path
+        self._log = log
+        self._lock = asyncio.Lock()
+
+    def read(self) -> set[str]:
+        """Return the ids; none where the file is missing or broken."""
+        try:
+            noted = json.loads(self._path.read_text(encoding="utf-8"))["attached"]
+            return {id_ for id_ in noted if TASK_ID.fullmatch(id_)}
+        except FileNotFoundError:
+            return set()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._log.warning("clearml-session: cannot read which sessions were attached: %s", error)
+            return set()
+
+    async def write(self, ids: Iterable[str]) -> None:
+        """Replace the ids, in a thread; two writes come one after the other, the last one asked for last."""
+        text = json.dumps({"attached": sorted(ids)})
+        async with self._lock:
+            try:
+                await asyncio.to_thread(write_private, self._path, text)
+            except OSError as error:
+                self._log.warning("clearml-session: cannot note which sessions are attached: %s", error)
