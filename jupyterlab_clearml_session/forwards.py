@@ -38,7 +38,8 @@ class ForwardManager:
         """Open a local port; 0 takes any free one. ``remote_port`` may be "ssh".
 
         The answer to "ssh" holds a command that works as it stands in a terminal, and the same as a block for
-        ``~/.ssh/config``; the password only with ``show_password``. Raises as `SessionManager.tunnel`, Conflict
+        ``~/.ssh/config``; the password only with ``show_password``. A port that leads to SSH already is answered
+        again, unless another one is asked for. Raises as `SessionManager.tunnel`, Conflict
         where the local port is in use, RemoteRefused where the session has no SSH server.
         """
         tunnel = await self._sessions.tunnel(session_id)
@@ -46,7 +47,10 @@ class ForwardManager:
             forwarded = await tunnel.forward(int(remote_port), local_port)
             return {"local_port": forwarded.local_port, "remote_port": forwarded.remote_port}
         target, port = await self._sessions.ssh(session_id)
-        forwarded = await tunnel.forward(port, local_port)
+        open_ports = () if local_port else tunnel.forwards
+        forwarded = next(
+            (one for one in open_ports if (session_id, one.local_port) in self._to_ssh), None
+        ) or await tunnel.forward(port, local_port)
         self._to_ssh.add((session_id, forwarded.local_port))
         alias = f"clearml-{session_id[:8]}"
         known_hosts = self._directory / alias

@@ -400,7 +400,10 @@ async def test_forwards_lead_to_the_session_and_close_with_it(
         _, shown = await call("POST", path, {"remote_port": "ssh", "show_password": True})
         assert shown["password"] == ssh.password
         _, listed = await call("GET", path)
-        assert len(listed["forwards"]) == 3
+        assert listed["forwards"] == [
+            {"local_port": plain["local_port"], "remote_port": jupyter.port},
+            {"local_port": to_ssh["local_port"], "remote_port": "ssh"},
+        ], "asked again, SSH keeps its port"
         status, answer = await call("POST", path, {"remote_port": 80, "local_port": plain["local_port"]})
         assert (status, answer["error"]["code"]) == (409, "conflict")
         assert (await call("DELETE", f"{path}/{plain['local_port']}"))[0] == 204

@@ -29,7 +29,7 @@ from jupyterlab_clearml_session.errors import (
 )
 from jupyterlab_clearml_session.models import HostKeyTrust, SshTarget, TunnelState, TunnelStatus
 from jupyterlab_clearml_session.ssh import relay
-from jupyterlab_clearml_session.ssh.ports import listening_ports
+from jupyterlab_clearml_session.ssh.ports import listening_ports, process_name
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
@@ -230,10 +230,32 @@ async def test_prompt_channel_is_an_ordinary_one_where_the_remote_cannot(
 async def test_listening_ports_of_the_remote() -> None:
     async with ssh_server() as server, echo_port() as port, Watched(server.target()) as watched:
         await watched.tunnel.wait_up(5)
-        ports = [found.port for found in await listening_ports(watched.tunnel)]
+        listening = await listening_ports(watched.tunnel)
+        ports = [found.port for found in listening]
         assert port in ports
         assert server.port in ports
         assert ports == sorted(set(ports))
+        names = {found.port: found.process for found in listening}
+        assert names[port] == names[server.port] == process_name(own_command_line())
+
+
+def own_command_line() -> list[str]:
+    return Path("/proc/self/cmdline").read_text().rstrip("\0").split("\0")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["/usr/bin/sshd", "-D"], "sshd"),
+        (["nginx: master process /usr/sbin/nginx"], "nginx"),
+        (["/opt/env/bin/python3.11", "-m", "tensorboard.main", "--logdir", "x"], "tensorboard.main"),
+        (["python", "-u", "/opt/env/bin/jupyter-lab", "--no-browser"], "jupyter-lab"),
+        (["python3", "-c", "print('a secret')"], "python3"),
+        (["sh"], "sh"),
+    ],
+)
+def test_what_listens_is_named_as_people_call_it(words: list[str], name: str) -> None:
+    assert process_name(words) == name
 
 
 async def test_refused_port_is_typed() -> None:

@@ -263,13 +263,13 @@ class RepoHandler(SessionAPIHandler):
 
 
 class PortsHandler(SessionAPIHandler):
-    """The ports that something listens on over there."""
+    """The ports that something listens on over there, and what it is."""
 
     @web.authenticated
     @authorized
     async def get(self, session_id: str) -> None:
         ports = await listening_ports(await self.manager.tunnel(session_id))
-        self.answer({"ports": [{"port": found.port} for found in ports]})
+        self.answer({"ports": [{"port": found.port, "process": found.process} for found in ports]})
 
 
 class ForwardsHandler(SessionAPIHandler):

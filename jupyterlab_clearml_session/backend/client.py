@@ -228,11 +228,12 @@ class ClearMLClient(Configurable):
 
     async def find_tasks(self, text: str, *, limit: int = 20) -> list[Task]:
         """Return Tasks with a repository whose name or id holds ``text``, newest first: what can be debugged."""
-        if not text.strip():
-            return []
+        pattern = (
+            {"_any_": {"pattern": _literal(text.strip()), "fields": ["name", "id"]}} if text.strip() else {}
+        )
         data = await self._call(
             "tasks.get_all_ex",
-            _any_={"pattern": _literal(text.strip()), "fields": ["name", "id"]},
+            **pattern,
             system_tags=[f"-{SYSTEM_TAG}", "-archived"],
             only_fields=list(reading.TASK_FIELDS),
             order_by=["-last_update"],

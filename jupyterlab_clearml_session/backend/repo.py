@@ -64,6 +64,12 @@ _DIFF = (
 )
 
 
+class NotARepository(InvalidInput):
+    """The folder does not lie in a git repository."""
+
+    code = "not_a_repository"
+
+
 class GitFailed(ClearMLSessionError):
     """git is missing, or failed, or took too long on the local repository."""
 
@@ -113,13 +119,14 @@ def collect_repo(folder: Path, *, allow_local: bool = False, timeout: float = 20
     Raises
     ------
     InvalidInput
-        For the field ``folder``: not in a repository, nothing committed, or no address that others could clone.
+        For the field ``folder``: not in a repository (`NotARepository`), nothing committed, or no address that
+        others could clone.
     GitFailed
     """
     git = _Git(folder, time.monotonic() + timeout)
     found = git.tried("rev-parse", "--show-toplevel")
     if not found:
-        raise InvalidInput("This folder is not in a git repository.", field="folder")
+        raise NotARepository("This folder is not in a git repository.", field="folder")
     root = Path(found)
     git.folder = root
     head = git.tried("rev-parse", "--verify", "HEAD")
