@@ -13,21 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyterlab_clearml_session.remote import wire
+from jupyterlab_clearml_session.remote.link import Link, Stream
+from jupyterlab_clearml_session.remote.messages import HUGE, IOPUB, MessageReader, pack_message
+from jupyterlab_clearml_session.remote.sendlog import SendLog
 from jupyterlab_clearml_session.remote.wire import (
     ACK,
     DATA,
     FRAME_HEADER,
     FRAME_LIMIT,
-    IOPUB,
-    Link,
-    MessageReader,
+    HELLO,
     ProtocolError,
-    SendLog,
-    Stream,
     Wire,
     WireClosed,
-    pack_message,
 )
 
 PARTS = st.lists(st.binary(max_size=300), max_size=6)
@@ -46,7 +43,7 @@ def test_messages_survive_any_portions(messages: list[tuple[int, list[bytes]]], 
 
 
 def test_a_large_part_comes_whole() -> None:
-    part = os.urandom(wire.HUGE + 12345)
+    part = os.urandom(HUGE + 12345)
     data = b"".join(bytes(b) for b in pack_message(IOPUB, [b"topic", part, b""]))
     reader, got = MessageReader(), []
     for start in range(0, len(data), 100_000):
@@ -244,7 +241,7 @@ def greeted() -> tuple[End, socket.socket]:
     end = End()
     near, far = socket.socketpair()
     end.open(near)
-    far.sendall(FRAME_HEADER.pack(wire.HELLO, 15, 0, 0) + b'{"received":{}}')
+    far.sendall(FRAME_HEADER.pack(HELLO, 15, 0, 0) + b'{"received":{}}')
     end.turn()
     assert end.link.up
     return end, far
@@ -284,7 +281,7 @@ def test_duplicate_and_stale_frames_are_discarded(seed: int) -> None:
         frame(1, 5, b"a gap"),
         FRAME_HEADER.pack(ACK, 8, 1, 10) + b"\0" * 8,
         FRAME_HEADER.pack(ACK, 1, 1, 0) + b"\0",
-        FRAME_HEADER.pack(wire.HELLO, 2, 0, 0) + b"[]",
+        FRAME_HEADER.pack(HELLO, 2, 0, 0) + b"[]",
     ],
 )
 def test_nonsense_ends_the_wire_and_nothing_else(bad: bytes) -> None:

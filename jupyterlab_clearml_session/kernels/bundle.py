@@ -10,7 +10,20 @@ from functools import lru_cache
 from importlib.resources import files
 
 PACKAGE = "clearml_session_helper"
-MODULES = ("wire.py", "kernel.py", "machine.py", "idle.py", "daemon.py", "helper.py")
+MODULES = (
+    "messages.py",
+    "wire.py",
+    "sendlog.py",
+    "link.py",
+    "loop.py",
+    "kernel.py",
+    "clients.py",
+    "kernels.py",
+    "machine.py",
+    "idle.py",
+    "daemon.py",
+    "helper.py",
+)
 SEND = b"clearml-session-helper send"
 """What the command writes when the file is not there yet: the next bytes it reads are the file."""
 

@@ -6,16 +6,13 @@ only the decryption, and the same code serves processes that have no running eve
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import random
 import socket
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,7 +21,10 @@ from typing import Any
 import zmq
 
 from ..errors import ClearMLSessionError, KernelFailed
-from ..remote.wire import EVENT, IOPUB, REQUEST, Link, Stream, Wire, WireClosed
+from ..remote.link import Link, Stream
+from ..remote.loop import Loop
+from ..remote.messages import EVENT, IOPUB, REQUEST
+from ..remote.wire import Wire, WireClosed
 from .port import RETRY_INTERVAL, KernelPort
 
 PING_INTERVAL = 5.0
@@ -65,8 +65,7 @@ class SessionChannel:
         self._on_taken = on_taken
         self._log = log or logging.getLogger(__name__)
         self._context: zmq.Context[Any] = zmq.Context()
-        self._poller = zmq.Poller()
-        self._handlers: dict[Any, Callable[[int], Any]] = {}
+        self._loop = Loop()
         self._link = Link(self._on_message, self._on_hello)
         self._instance: str | None = None
         self._ports: dict[int, KernelPort] = {}
@@ -75,17 +74,11 @@ class SessionChannel:
         self._next_request = 1
         self._requests: dict[int, tuple[Future[Any], int, dict[str, Any]]] = {}
         self._signals: dict[tuple[str, int], Future[Any]] = {}
-        self._calls: deque[Callable[[], None]] = deque()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
         self._dialing = False
         self._retry_at = 0.0
         self._retry_wait = RETRY_MIN
         self._pinged = 0.0
         self._closed = False
-        self._ended = threading.Event()
-        self._wake_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="clearml-session-relay", daemon=True)
 
     # -- for all threads -----------------------------------------------------------------------------------
@@ -99,7 +92,7 @@ class SessionChannel:
         if self._closed:
             return
         self._closed = True
-        self._wake()
+        self._loop.wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
 
@@ -122,7 +115,7 @@ class SessionChannel:
 
     def redial(self) -> None:
         """Try to connect now, not at the end of the wait."""
-        self._call(self._forget_wait)
+        self._loop.call(self._forget_wait)
 
     def request(self, method: str, **params: Any) -> Future[Any]:
         """Ask the helper something. The request is sent once the link is up and carried out once.
@@ -130,7 +123,7 @@ class SessionChannel:
         The future's exception is a KernelFailed.
         """
         future: Future[Any] = Future()
-        self._call(lambda: self._send_request(future, 0, method, params))
+        self._loop.call(lambda: self._send_request(future, 0, method, params))
         return future
 
     def signal(self, kernel_id: str, signum: int) -> Future[Any]:
@@ -146,7 +139,7 @@ class SessionChannel:
             future.add_done_callback(lambda done: self._signals.pop((kernel_id, signum), None))
             self._send_request(future, 0, "signal", {"kernel_id": kernel_id, "signum": signum})
 
-        self._call(send)
+        self._loop.call(send)
         return future
 
     def open_port(self, base: Path, key: bytes, signature_scheme: str) -> Future[int]:
@@ -167,7 +160,7 @@ class SessionChannel:
             self._add_port(number, port)
             _settle(future, number)
 
-        self._call(bind)
+        self._loop.call(bind)
         return future
 
     def port(self, stream: int) -> KernelPort | None:
@@ -192,7 +185,7 @@ class SessionChannel:
             port.bind()
             self._send_request(future, stream, "start", {**params, "stream": stream})
 
-        self._call(send)
+        self._loop.call(send)
         return future
 
     def close_port(self, stream: int) -> Future[None]:
@@ -203,24 +196,12 @@ class SessionChannel:
             self._remove_port(stream)
             _settle(future)
 
-        self._call(close)
+        self._loop.call(close)
         return future
 
     # -- the thread ----------------------------------------------------------------------------------------
 
-    def _call(self, function: Callable[[], None]) -> None:
-        self._calls.append(function)
-        self._wake()
-        if self._ended.is_set():
-            self._run_calls()  # nobody else does any more
-
-    def _wake(self) -> None:
-        with self._wake_lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
-            if not self._ended.is_set():
-                os.write(self._wake_write, b"w")
-
     def _run(self) -> None:
-        self._watch(self._wake_read, self._on_wake)
         try:
             while not self._closed:
                 self._turn()
@@ -234,10 +215,7 @@ class SessionChannel:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        for target, events in self._poller.poll(self._wait(now)):
-            handler = self._handlers.get(target)
-            if handler is not None:
-                handler(events)
+        self._loop.turn(self._wait(now))
         for port in list(self._ports.values()):
             if port.stalled:
                 port.retry()
@@ -256,26 +234,6 @@ class SessionChannel:
             due = min(due, self._retry_at)
         return max(0, int((due - now) * 1000) + 1) if due > now else 0
 
-    def _watch(self, target: Any, handler: Callable[[int], Any], events: int = zmq.POLLIN) -> None:
-        self._handlers[target] = handler
-        self._poller.register(target, events)
-
-    def _unwatch(self, target: Any) -> None:
-        if self._handlers.pop(target, None) is not None:
-            self._poller.unregister(target)
-
-    def _on_wake(self, events: int) -> None:
-        try:
-            os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            return
-        self._run_calls()
-
-    def _run_calls(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._calls.popleft()()
-
     def _shut(self) -> None:
         for number in list(self._ports):
             self._remove_port(number)
@@ -284,11 +242,7 @@ class SessionChannel:
             _settle(future, error=KernelFailed("The connection to the session was closed."))
         self._requests.clear()
         self.up.clear()
-        with self._wake_lock:
-            self._ended.set()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-        self._run_calls()
+        self._loop.close()
         self._context.destroy(linger=1000)
 
     # -- the wire ------------------------------------------------------------------------------------------
@@ -311,9 +265,9 @@ class SessionChannel:
             sock = self._dial(self.client_id)
         except (ClearMLSessionError, OSError) as error:
             cause = str(error)
-            self._call(lambda: self._dial_failed(cause))
+            self._loop.call(lambda: self._dial_failed(cause))
             return
-        self._call(lambda: self._dialed(sock))
+        self._loop.call(lambda: self._dialed(sock))
 
     def _dial_failed(self, cause: str) -> None:
         self._dialing = False
@@ -330,13 +284,13 @@ class SessionChannel:
         fd = sock.fileno()
 
         def closed() -> None:
-            self._unwatch(fd)
+            self._loop.unwatch(fd)
             sock.close()
 
         self._link.open(Wire(fd, fd, closed), {"client": self.client_id}, time.monotonic())
-        self._watch(fd, self._on_readable)
+        self._loop.watch(fd, self._on_readable)
 
-    def _on_readable(self, events: int) -> None:
+    def _on_readable(self) -> None:
         if self._link.wire is None:
             return
         now = time.monotonic()
@@ -354,7 +308,7 @@ class SessionChannel:
         except WireClosed as error:
             self._lose(now, str(error))
             return
-        self._poller.register(wire.read_fd, zmq.POLLIN | (zmq.POLLOUT if wire.pending else 0))
+        self._loop.want(wire.read_fd, zmq.POLLIN | (zmq.POLLOUT if wire.pending else 0))
 
     def _lose(self, now: float, cause: str) -> None:
         self._link.close()
@@ -414,13 +368,13 @@ class SessionChannel:
         port.on_pause = lambda paused: self._pause(number, paused)
         for channel, sock in port.sockets.items():
             if channel == IOPUB:
-                self._watch(sock, lambda events: port.subscription())
+                self._loop.watch(sock, port.subscription)
             else:
-                self._watch(sock, self._forwarder(number, port, channel))
-        self._watch(port.heartbeat, lambda events: port.beat())
+                self._loop.watch(sock, self._forwarder(number, port, channel))
+        self._loop.watch(port.heartbeat, port.beat)
 
-    def _forwarder(self, number: int, port: KernelPort, channel: int) -> Callable[[int], None]:
-        def forward(events: int) -> None:
+    def _forwarder(self, number: int, port: KernelPort, channel: int) -> Callable[[], None]:
+        def forward() -> None:
             for parts in port.receive(channel):
                 self._link.send(number, channel, parts)
 
@@ -437,7 +391,7 @@ class SessionChannel:
         if port is None:
             return
         for sock in [*port.sockets.values(), port.heartbeat]:
-            self._unwatch(sock)
+            self._loop.unwatch(sock)
         port.close()
         self._established.discard(number)
         self._link.streams.pop(number, None)

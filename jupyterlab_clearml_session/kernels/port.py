@@ -17,7 +17,7 @@ import zmq
 from jupyter_client.session import Session
 
 from ..remote.kernel import send_parts
-from ..remote.wire import CONTROL, IOPUB, SHELL, STDIN
+from ..remote.messages import CONTROL, IOPUB, SHELL, STDIN
 
 NAMES = {SHELL: "shell", IOPUB: "iopub", STDIN: "stdin", CONTROL: "control"}
 OUTPUT_QUEUE = 20_000

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from . import machine
-from .wire import PROTOCOL
+from .link import PROTOCOL
 
 READY = b"\nclearml-session-helper ready "
 """What attach writes before the frames begin, followed by one line of JSON."""

@@ -6,8 +6,6 @@ Runs on any Python from 3.8 on with the standard library and pyzmq: it is sent t
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import hmac
 import json
 import os
 import re
@@ -25,10 +23,21 @@ from typing import Any
 import zmq
 import zmq.backend
 
-from .wire import CONTROL, EVENT, IOPUB, SHELL, SMALL, STDIN, SendLog, pack_message
+from .messages import (
+    CONTROL,
+    DELIMITER,
+    EVENT,
+    IOPUB,
+    SHELL,
+    SMALL,
+    STDIN,
+    pack_message,
+    sign,
+    signed_frames,
+)
+from .sendlog import SendLog
 
 CHANNELS = {SHELL: "shell", IOPUB: "iopub", STDIN: "stdin", CONTROL: "control"}
-DELIMITER = b"<IDS|MSG>"
 RECEIVE_BATCH = 256
 """Messages taken from one socket in a turn, so that one kernel's flood does not starve the rest."""
 TAIL_BYTES = 64 * 1024
@@ -71,7 +80,7 @@ class KernelProcess:
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
         self.urgent = False
-        """True where something was kept that should leave now; see `LAZY` in the daemon."""
+        """True where something was kept that should leave now; see `LAZY` in clients.py."""
         self._busy_parent = b"{}"
         self._unanswered: deque[bytes] = deque()
         self._dropped = 0
@@ -108,17 +117,22 @@ class KernelProcess:
         env = dict(env)
         env.update({name: Template(value).safe_substitute(env) for name, value in spec["env"].items()})
         env["JPY_PARENT_PID"] = str(os.getpid())
-        self.process = subprocess.Popen(
-            argv,
-            env=env,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # One call into libc, nothing that could need a lock another thread holds.
-            preexec_fn=_die_with_helper,  # noqa: PLW1509
-        )
+        try:
+            self.process = subprocess.Popen(
+                argv,
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # One call into libc, nothing that could need a lock another thread holds.
+                preexec_fn=_die_with_helper,  # noqa: PLW1509
+            )
+        except OSError:
+            self.close_sockets()
+            self.state, self.exit_status = "dead", 127
+            raise
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
 
@@ -249,7 +263,7 @@ class KernelProcess:
             return
         self.last_activity = time.monotonic()
         send_parts(sock, parts)
-        frames = _signed_frames(parts) if channel == SHELL else None
+        frames = signed_frames(parts) if channel == SHELL else None
         if frames is not None and b'"execute_request"' in bytes(frames[0]):
             self._unanswered.append(bytes(frames[0]))
 
@@ -266,7 +280,7 @@ class KernelProcess:
             if channel == IOPUB:
                 self._keep_output(parts)
             else:
-                frames = _signed_frames(parts) if self._unanswered else None
+                frames = signed_frames(parts) if self._unanswered else None
                 if frames is not None and b'"execute_reply"' in bytes(frames[0]):
                     self._unanswered.popleft()
                 # A kernel that is not idle has one more thing to say after a reply.
@@ -320,7 +334,7 @@ class KernelProcess:
 
     def _keep_output(self, parts: list[Any]) -> None:
         buffers = pack_message(IOPUB, parts)
-        frames = _signed_frames(parts)
+        frames = signed_frames(parts)
         if frames is not None and b'"status"' in frames[0]:
             self._note_status(frames)
             self._say_dropped()
@@ -391,16 +405,6 @@ def send_parts(sock: zmq.Socket[Any], parts: list[Any]) -> None:
         zmq.backend.Socket.send(sock, part, _MORE if index < last else _LAST, copy=len(part) < 65536)
 
 
-def sign(key: str, scheme: str, frames: list[bytes]) -> bytes:
-    """Return the signature of a message, as Jupyter's messaging protocol defines it; empty without a key."""
-    if not key:
-        return b""
-    digest = hmac.new(key.encode(), digestmod=getattr(hashlib, scheme.replace("hmac-", "", 1)))
-    for frame in frames:
-        digest.update(frame)
-    return digest.hexdigest().encode()
-
-
 def _receive(sock: zmq.Socket[Any]) -> list[Any]:
     first = sock.recv(zmq.NOBLOCK)
     if not sock.getsockopt(zmq.RCVMORE):
@@ -408,14 +412,6 @@ def _receive(sock: zmq.Socket[Any]) -> list[Any]:
     # Large buffers are not copied out of libzmq; for small parts the copy is cheaper than the frame object.
     rest = sock.recv_multipart(zmq.NOBLOCK, copy=False)
     return [first, *(frame.bytes if len(frame) < 65536 else frame.buffer for frame in rest)]
-
-
-def _signed_frames(parts: list[Any]) -> list[Any] | None:
-    """Header, parent header, metadata, content: what follows the delimiter and the signature."""
-    for index in range(min(len(parts), 4)):
-        if parts[index] == DELIMITER and len(parts) >= index + 6:
-            return parts[index + 2 : index + 6]
-    return None
 
 
 def _free_ports(count: int) -> list[int]:
