@@ -16,6 +16,7 @@ from .forwards import ForwardManager
 from .kernels.manager import SessionKernelManager
 from .local import LocalMode
 from .presets import PresetManager
+from .proxy import strict
 from .proxy.handlers import handlers as proxy_handlers
 from .sessions import SessionManager
 
@@ -83,6 +84,8 @@ class ClearMLSessionExtension(ExtensionApp):
     def initialize_handlers(self) -> None:
         self.handlers.extend(api_handlers)
         self.handlers.extend(proxy_handlers)
+        assert self.serverapp is not None
+        strict.guard(self.serverapp.web_app)
 
     async def stop_extension(self) -> None:
         """Close tunnels and relays and end the embedded default. Remote sessions and their kernels go on."""

@@ -14,6 +14,7 @@ from jupyter_server.utils import url_path_join
 
 from jupyterlab_clearml_session.errors import TunnelDown, UnknownSession
 from jupyterlab_clearml_session.models import Endpoint, Phase, Ref, Session
+from jupyterlab_clearml_session.proxy import strict
 from jupyterlab_clearml_session.proxy.handlers import handlers
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
@@ -84,6 +85,11 @@ class RemoteService:
         assert self._server is not None
         self._server.close()
 
+    async def until_closed(self) -> None:
+        """Return when a connection has ended that was open, or had not been counted yet."""
+        await asyncio.wait_for(self.closed.wait(), 10)
+        self.closed.clear()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open_connections += 1
@@ -138,6 +144,7 @@ def canned(data: bytes, *, keep_open: bool = False) -> Reply:
 def install(serverapp: Any, manager: FakeManager) -> None:
     """Put the proxy's routes into a running Jupyter server."""
     serverapp.web_app.settings["clearml_session_manager"] = manager
+    strict.guard(serverapp.web_app)
     base_url = serverapp.base_url
     routes = [(url_path_join(base_url, pattern), handler) for pattern, handler in handlers]
     serverapp.web_app.add_handlers(".*$", routes)

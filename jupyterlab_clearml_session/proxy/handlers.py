@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from jupyter_server.base.handlers import JupyterHandler
@@ -90,6 +91,8 @@ class ProxyHandler(JupyterHandler):
             if self._answered():
                 return
             await self._begin(self.state.pool(tunnel))
+        except InvalidInput as exc:
+            await self._refuse(exc)
         except ClearMLSessionError as exc:
             self._fail(exc)
 
@@ -230,7 +233,7 @@ class ProxyHandler(JupyterHandler):
             if self._headers_written:
                 self.log.info("proxy: %s", exc)
                 self._abort()
-            else:
+            elif not self._finished:
                 self._fail(exc)
 
     async def _relay(self) -> None:
@@ -328,10 +331,15 @@ class ProxyHandler(JupyterHandler):
 
         return responses.get(status, "Unknown")
 
-    def _fail(self, exc: ClearMLSessionError) -> None:
+    async def _refuse(self, exc: InvalidInput) -> None:
+        """Answer a request that could be read in two ways, and read nothing more from its connection."""
+        self.set_header("Connection", "close")
+        with contextlib.suppress(StreamClosedError):
+            await self._fail(exc)
+        self.detach().close()  # a mere `finish` lets Tornado go on with what it holds in its buffer
+
+    def _fail(self, exc: ClearMLSessionError) -> Awaitable[None]:
         self._close_exchange()
-        if self._finished:
-            return
         self.set_status(exc.status)
         self.set_header("Cache-Control", "no-store")
         if answers.retries(exc):
@@ -339,10 +347,9 @@ class ProxyHandler(JupyterHandler):
         if self._is_navigation():
             self.set_header("Content-Security-Policy", answers.PAGE_POLICY)
             self.set_header("Content-Type", "text/html; charset=utf-8")
-            self.finish(answers.page(exc))
-        else:
-            self.set_header("Content-Type", "application/json")
-            self.finish({"error": exc.to_json()})
+            return self.finish(answers.page(exc))
+        self.set_header("Content-Type", "application/json")
+        return self.finish({"error": exc.to_json()})
 
     def _abort(self) -> None:
         """Reset the browser's connection: what it got is no complete answer and must not look like one."""

@@ -14,6 +14,7 @@ from ..errors import InvalidInput, RemoteBadAnswer
 
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 200
+MAX_LINE = 16 * 1024
 MAX_CHUNK_LINE = 1024
 END_OF_HEAD = b"\r\n\r\n"
 
@@ -50,7 +51,7 @@ def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -
     ------
     InvalidInput
         A part could be read as something else by the remote service (white space in the target, a line break in
-        a value ...).
+        a value ...), or there is too much of it.
     """
     if not _TOKEN.fullmatch(method):
         raise InvalidInput("The request method is malformed.", field="method")
@@ -61,6 +62,8 @@ def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -
         if not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
             raise InvalidInput("A request header is malformed.", field="headers")
         lines.append(f"{name}: {value}")
+    if len(lines) > MAX_HEADERS + 1 or max(map(len, lines)) > MAX_LINE:
+        raise InvalidInput("The request has too many headers, or one that is too long.", field="headers")
     try:
         return "\r\n".join((*lines, "", "")).encode("latin-1")
     except UnicodeEncodeError as exc:
