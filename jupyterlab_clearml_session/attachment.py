@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from logging import Logger
 from typing import Any
 
+from .deadlines import within
 from .errors import (
     ClearMLSessionError,
     JupyterPortClash,
@@ -117,7 +118,7 @@ class Attachment:
                 if wait != _WARM_UP and not isinstance(trouble, TunnelDown):
                     self._learn(jupyter=trouble is None, trouble=trouble.to_json() if trouble else None)
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._look.wait(), wait)
+                await within(self._look.wait(), wait)
 
     async def _probe(self, published: Services) -> ClearMLSessionError | None:
         assert published.jupyter_port is not None

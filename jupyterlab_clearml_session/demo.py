@@ -23,6 +23,8 @@ from jupyter_server.utils import url_path_join
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from .deadlines import within
+
 _READY_DEADLINE = 300.0
 _CALL_DEADLINE = 60.0
 _CELL_DEADLINE = 60.0
@@ -161,7 +163,7 @@ class _Demo:
         }
         await channels.write_message(json.dumps(message))
         try:
-            return await asyncio.wait_for(_output(channels, message_id), _CELL_DEADLINE)
+            return await within(_output(channels, message_id), _CELL_DEADLINE)
         except asyncio.TimeoutError:
             raise DemoFailed("the remote kernel did not answer") from None
         finally:

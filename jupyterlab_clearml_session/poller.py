@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from logging import Logger
 
+from .deadlines import within
 from .errors import ClearMLSessionError
 
 _NEVER = -float("inf")
@@ -119,5 +120,5 @@ class Poller:
                     self._log.exception("clearml-session: a poll failed")
             with contextlib.suppress(asyncio.TimeoutError):
                 # With nobody looking and nothing attached: sleep until somebody comes.
-                await asyncio.wait_for(self._wake.wait(), self._interval() if needed else None)
+                await within(self._wake.wait(), self._interval() if needed else None)
             self._wake.clear()

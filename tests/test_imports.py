@@ -10,7 +10,7 @@ import pytest
 PACKAGE = "jupyterlab_clearml_session"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
-_GROUND = {"models", "errors"}
+_GROUND = {"models", "errors", "deadlines"}
 _BACK = _GROUND | {"launch_spec", "launch_fields", "files", "redact", "phases"}
 _MIDDLE = _BACK | {"backend", "ssh", "presets"}
 _SESSIONS = _MIDDLE | {"attached_file", "attachment", "record", "poller", "sessions", "forwards", "workspace"}
@@ -18,10 +18,11 @@ _SESSIONS = _MIDDLE | {"attached_file", "attachment", "record", "poller", "sessi
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"extension", "magic"},
     "errors": set(),
+    "deadlines": set(),
     "models": set(),
     "files": set(),
     "attached_file": _GROUND | {"files"},
-    "poller": {"errors"},
+    "poller": {"errors", "deadlines"},
     "redact": set(),
     "launch_fields": _GROUND,
     "launch_spec": {"errors", "launch_fields"},
@@ -42,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "magic": _GROUND | {"launch_spec"},
     "extension": _SESSIONS | {"proxy", "kernels", "api", "local"},
     "app": {"demo", "doctor"},
-    "demo": set(),
+    "demo": {"deadlines"},
     "doctor": _SESSIONS,
 }
 

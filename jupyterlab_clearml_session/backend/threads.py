@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..deadlines import within
 from ..errors import ClearMLDeadline
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class DeadlineThreads:
                 f"{self.stuck} earlier requests to the ClearML server have not come back yet."
             )
         try:
-            return await asyncio.wait_for(self._run(function, args), deadline)
+            return await within(self._run(function, args), deadline)
         except asyncio.TimeoutError:
             raise ClearMLDeadline(f"There was no answer within {deadline:g} seconds.") from None
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from ..deadlines import within
 from ..errors import ClearMLSessionError, KernelFailed, RemoteDeadline
 from ..remote.helper import READY
 from .bundle import SEND, attach_command, bundle
@@ -87,7 +88,7 @@ async def open_channel(
     process = await start_process(attach_command(session_id, client_id))
     handshake = Handshake()
     try:
-        await asyncio.wait_for(_shake(process, handshake), ATTACH_TIMEOUT)
+        await within(_shake(process, handshake), ATTACH_TIMEOUT)
     except asyncio.TimeoutError as error:
         process.abort()
         raise RemoteDeadline("The kernel helper on the remote machine did not answer in time.") from error

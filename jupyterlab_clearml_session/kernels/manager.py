@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from jupyter_core.paths import jupyter_runtime_dir
 
+from ..deadlines import within
 from ..errors import ClearMLSessionError, KernelFailed, NotAttached, RemoteDeadline, TunnelDown, UnknownKernel
 from ..models import Session
 from .attach import ByteProcess, StartProcess, as_socket, open_channel
@@ -301,7 +302,7 @@ class SessionKernelManager:
         channel = await self.channel(session_id)
         future = channel.request(method, **params)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+            return await within(asyncio.wrap_future(future), timeout)
         except asyncio.TimeoutError as error:
             if channel.up.is_set():
                 raise RemoteDeadline("The helper on the remote machine did not answer in time.") from error

@@ -13,6 +13,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Float, Unicode
 
+from ..deadlines import within
 from ..errors import KernelFailed, TunnelDown
 from .channel import SessionChannel
 from .hub import Hub, OutsideHub, outside_hub
@@ -199,6 +200,6 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
 async def _result(future: Future[Any], timeout: float) -> Any:
     """Wait for an answer of the channel. Raises TunnelDown after ``timeout`` seconds, and what it raises."""
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+        return await within(asyncio.wrap_future(future), timeout)
     except asyncio.TimeoutError as error:
         raise TunnelDown("The helper on the remote machine did not answer in time.") from error

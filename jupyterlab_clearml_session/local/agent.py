@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..deadlines import within
 from .sandbox import Sandbox
 
 _GRACE_S = 2.0
@@ -54,7 +55,7 @@ class Agent:
             return
         self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), _GRACE_S)
+            await within(self._process.wait(), _GRACE_S)
         except asyncio.TimeoutError:
             self._process.kill()
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..deadlines import within
 from ..errors import LocalModeFailed
 from . import guard
 from .sandbox import MARKER
@@ -121,7 +122,7 @@ class LocalMode:
             os.close(error_log)
         assert self._process.stdout is not None
         try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), _START_DEADLINE_S)
+            line = await within(self._process.stdout.readline(), _START_DEADLINE_S)
             self._take_ready(line)
         except asyncio.TimeoutError:
             await self._stop()
@@ -153,7 +154,7 @@ class LocalMode:
         assert process.stdin is not None
         process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), _STOP_DEADLINE_S)
+            await within(process.wait(), _STOP_DEADLINE_S)
         except asyncio.TimeoutError:
             process.kill()
             await process.wait()

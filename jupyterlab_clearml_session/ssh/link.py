@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import asyncssh
 
+from ..deadlines import within
 from ..errors import (
     AuthenticationFailed,
     ClearMLSessionError,
@@ -123,7 +124,7 @@ class Link:
             return await self.open_channel(port)
         stream.write(b"%d\n" % port)
         try:
-            answer = await asyncio.wait_for(stream.readexactly(1), self._settings.open_timeout)
+            answer = await within(stream.readexactly(1), self._settings.open_timeout)
         except (asyncio.TimeoutError, asyncio.IncompleteReadError) as exc:
             stream.abort()
             raise RemoteDeadline(f"Opening port {port} of the remote machine took too long.") from exc
@@ -143,7 +144,7 @@ class Link:
     async def sftp(self) -> asyncssh.SFTPClient:
         """Start an SFTP client on this connection. Errors as `open_channel`."""
         try:
-            return await asyncio.wait_for(self._connection.start_sftp_client(), self._settings.open_timeout)
+            return await within(self._connection.start_sftp_client(), self._settings.open_timeout)
         except asyncio.TimeoutError as exc:
             raise RemoteDeadline("The remote machine did not start its SFTP server in time.") from exc
         except (asyncssh.Error, OSError) as exc:
@@ -163,7 +164,7 @@ class Link:
             stream.abort()
         self._connection.close()
         try:
-            await asyncio.wait_for(self._connection.wait_closed(), 1.0)
+            await within(self._connection.wait_closed(), 1.0)
         except asyncio.TimeoutError:
             self._connection.abort()
         self._wire.abort()
@@ -184,7 +185,7 @@ class Link:
         task = asyncio.ensure_future(opening)
         started = time.monotonic()
         try:
-            await asyncio.wait_for(asyncio.shield(task), self._settings.open_timeout)
+            await within(asyncio.shield(task), self._settings.open_timeout)
         except asyncio.TimeoutError as exc:
             raise RemoteDeadline(
                 f"Opening {what} took longer than {self._settings.open_timeout:g} s."
@@ -215,7 +216,7 @@ class Link:
         if self._relay is None:
             self._relay = asyncio.create_task(self._start_relay())
         try:
-            return await asyncio.wait_for(asyncio.shield(self._relay), self._settings.relay_timeout)
+            return await within(asyncio.shield(self._relay), self._settings.relay_timeout)
         except (asyncio.TimeoutError, ClearMLSessionError, asyncio.IncompleteReadError):
             self._relay_works = False
             return None
@@ -270,7 +271,7 @@ async def connect(target: SshTarget, settings: TunnelSettings, *, bulk: bool = F
     where = f"{target.address}:{target.port}"
     wire = Wire()
     try:
-        connection = await asyncio.wait_for(
+        connection = await within(
             asyncssh.connect(
                 target.address,
                 target.port,

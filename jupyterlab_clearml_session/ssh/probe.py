@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from ..deadlines import within
 from ..errors import RemoteBadAnswer, RemoteDeadline
 from .tunnel import Tunnel
 
@@ -17,7 +18,7 @@ async def jupyter_status(tunnel: Tunnel, port: int, token: str, *, timeout: floa
     RemoteDeadline after ``timeout`` seconds, RemoteBadAnswer where it is no HTTP, TunnelDown without tunnel.
     """
     try:
-        return await asyncio.wait_for(_ask(tunnel, port, token), timeout)
+        return await within(_ask(tunnel, port, token), timeout)
     except asyncio.TimeoutError:
         raise RemoteDeadline(f"The remote Jupyter did not answer within {timeout:g} s", port=port) from None
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..deadlines import within
 from ..errors import ClearMLSessionError, ConnectionLost, RemoteDeadline, TunnelDown, TunnelError
 from ..models import HostKeyTrust, SshTarget, TunnelState, TunnelStatus
 from .forward import ForwardedPort
@@ -125,7 +126,7 @@ class Tunnel:
                 raise TunnelDown("The tunnel to the session is down.", cause=self._status.cause)
             changed = self._changed
             try:
-                await asyncio.wait_for(changed.wait(), left)
+                await within(changed.wait(), left)
             except asyncio.TimeoutError:
                 continue
 
@@ -204,7 +205,7 @@ class Tunnel:
         """
         process = await self.start_process(command)
         try:
-            return await asyncio.wait_for(process.communicate(input), timeout)
+            return await within(process.communicate(input), timeout)
         except asyncio.TimeoutError as exc:
             raise RemoteDeadline(f"A command on the remote machine took longer than {timeout:g} s.") from exc
         except ConnectionLost as exc:
@@ -331,7 +332,7 @@ class Tunnel:
         while (left := deadline - time.monotonic()) > 0:
             wall, monotonic = time.time(), time.monotonic()
             try:
-                await asyncio.wait_for(self._kick.wait(), min(1.0, left))
+                await within(self._kick.wait(), min(1.0, left))
                 return
             except asyncio.TimeoutError:
                 if (time.time() - wall) - (time.monotonic() - monotonic) > settings.wake_gap:
