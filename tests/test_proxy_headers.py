@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import sys
+import zlib
+
+import brotli
 import pytest
 
 from jupyterlab_clearml_session.errors import InvalidInput, RemoteBadAnswer
@@ -231,10 +236,51 @@ def test_jupyter_page_is_rewritten() -> None:
     assert 'href="https://example.org/"' in page
 
 
+CLASSIC = b"""<!DOCTYPE HTML><html><head>
+<link rel="stylesheet" href="/static/nbclassic/style/style.min.css?v=1" type="text/css"/>
+<script>
+  document.nbclassicPath = '/nbclassic';
+  require.config({ baseUrl: '/static/nbclassic/', waitSeconds: 30, paths: { 'auth/js/main': 'auth/js/main.min',
+    custom : '/custom', 'custom-preload' : '/custom-preload', nbextensions : '/nbextensions',
+    kernelspecs : '/kernelspecs', text: 'components/text' } });
+</script></head>
+<body class="notebook_app"
+  data-jupyter-api-token="remote-secret"
+data-base-url="/"
+data-ws-url=""
+data-notebook-path="a.ipynb" dir="ltr">
+<a href="/lab?token=remote-secret" title='x'><img src='/logo.png?v=1'/></a>
+<a href="/x?a=1&amp;token=remote-secret">y</a>
+</body></html>"""
+
+
+def test_classic_page_is_rewritten() -> None:
+    page = rewrite(CLASSIC, "/a%40b/p/jupyter").decode()
+    assert "remote-secret" not in page
+    assert 'data-jupyter-api-token=""' in page
+    assert 'data-base-url="/a%2540b/p/jupyter/"' in page  # nbclassic decodes it
+    assert "nbclassicPath = '/nbclassic'" in page  # below the base URL
+    assert "baseUrl: '/a%40b/p/jupyter/static/nbclassic/'" in page
+    for name in ("custom ", "'custom-preload' ", "nbextensions ", "kernelspecs "):
+        assert f"{name}: '/a%40b/p/jupyter/" in page
+    assert "text: 'components/text'" in page
+    assert 'href="/a%40b/p/jupyter/static/nbclassic/style/style.min.css?v=1"' in page
+    assert 'href="/a%40b/p/jupyter/lab"' in page
+    assert "src='/a%40b/p/jupyter/logo.png?v=1'" in page
+    assert 'href="/a%40b/p/jupyter/x?a=1"' in page
+
+
+def test_error_page_of_jupyter_loses_its_token() -> None:
+    html = b'<link href="/x.css"><body class=""  \n  data-jupyter-api-token="remote-secret"   dir="ltr">'
+    page = b'<link href="/p/x.css"><body class=""  \n  data-jupyter-api-token=""   dir="ltr">'
+    assert rewrite(html, "/p") == page
+
+
 @pytest.mark.parametrize(
     "page",
     [
         b'<a href="/x">no config</a>',
+        b'<body data-base-url="/elsewhere/"><a href="/x">no config</a>',
         b'<script id="jupyter-config-data">not json</script><a href="/x">',
         b'<script id="jupyter-config-data">[1]</script><a href="/x">',
         b'\xff<script id="jupyter-config-data">{"baseUrl": "/"}</script>',
@@ -256,16 +302,31 @@ def test_kernelspec_logos() -> None:
 
 
 def test_compressed_pages() -> None:
-    import gzip
-    import zlib
-
     assert decode(gzip.compress(PAGE), "gzip") == PAGE
     assert decode(zlib.compress(PAGE), "deflate") == PAGE
     raw = zlib.compressobj(wbits=-15)
     assert decode(raw.compress(PAGE) + raw.flush(), "deflate") == PAGE
     assert decode(PAGE, "identity") == PAGE
-    for body, coding in ((b"junk", "gzip"), (gzip.compress(PAGE)[:-9], "gzip"), (PAGE, "zstd")):
+    assert decode(brotli.compress(PAGE), "br") == PAGE
+    broken = [
+        (b"junk", "gzip"),
+        (gzip.compress(PAGE)[:-9], "gzip"),
+        (b"junk" * 10, "br"),
+        (brotli.compress(PAGE)[:-9], "br"),
+        (PAGE, "zstd"),
+        (PAGE, "gzip, br"),
+    ]
+    for body, coding in broken:
         with pytest.raises(RemoteBadAnswer):
             decode(body, coding)
-    with pytest.raises(RemoteBadAnswer, match="too large"):
-        decode(gzip.compress(bytes(64 << 20)), "gzip")  # a compression bomb
+    bomb = bytes(64 << 20)
+    for body, coding in ((gzip.compress(bomb), "gzip"), (brotli.compress(bomb, quality=1), "br")):
+        with pytest.raises(RemoteBadAnswer, match="too large"):
+            decode(body, coding)
+
+
+def test_brotli_page_without_brotli_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "brotli", None)
+    with pytest.raises(RemoteBadAnswer) as caught:
+        decode(brotli.compress(PAGE), "br")
+    assert "brotli" in caught.value.hint

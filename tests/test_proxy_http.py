@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import logging
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from jupyterlab_clearml_session.proxy import jupyter_pages
 from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
@@ -123,6 +125,45 @@ async def test_remote_token_goes_in_and_never_out(proxy: Proxy) -> None:
     assert b"Path=" + proxy.base.encode() + b"/jupyter/" in answer
     await raw(proxy, head(proxy, "GET", "/", kind="vscode"))
     assert proxy.service.requests[-1].get("Authorization") is None
+
+
+async def test_remote_token_is_not_in_pages_that_tell_an_error_either(proxy: Proxy) -> None:
+    page = f'<body data-jupyter-api-token="{REMOTE_TOKEN}"><a href="/lab?token={REMOTE_TOKEN}">x</a>'.encode()
+    for body, coding in ((page, ""), (gzip.compress(page), "Content-Encoding: gzip\r\n")):
+        for status, path in (
+            ("404 Not Found", "/files/x"),
+            ("404 Not Found", "/static/x"),
+            ("200 OK", "/tree"),
+        ):
+            answer = (
+                f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\n{coding}Content-Length: {len(body)}\r\n\r\n"
+            )
+            proxy.service.reply = canned(answer.encode() + body, keep_open=True)
+            got = await raw(proxy, head(proxy, "GET", path, kind="jupyter"))
+            assert got.startswith(f"HTTP/1.1 {status}\r\n".encode())
+            assert got.endswith(f'"><a href="{proxy.base}/jupyter/lab">x</a>'.encode())
+            assert REMOTE_TOKEN.encode() not in got
+            if path == "/tree":
+                assert proxy.service.requests[-1].get("Accept-Encoding") == "identity"
+
+
+async def test_files_and_large_pages_pass_untouched(proxy: Proxy) -> None:
+    body = b'<body data-base-url="/">' + b"x" * (jupyter_pages.MAX_PAGE + 1)
+    proxy.service.reply = canned(
+        OK[:-1] + b"24\r\nContent-Type: text/html\r\n\r\n" + body[:24], keep_open=True
+    )
+    assert (await raw(proxy, head(proxy, "GET", "/files/x", kind="jupyter"))).endswith(body[:24])
+    for framing in (f"Content-Length: {len(body)}\r\n\r\n", "\r\n"):
+        answer = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n{framing}".encode()
+        proxy.service.reply = canned(answer + body)
+        assert (await proxy.get("jupyter", "x")).body == body
+
+
+async def test_broken_compression_of_a_page_is_a_502(proxy: Proxy) -> None:
+    proxy.service.reply = canned(OK + b"\r\nContent-Type: text/html\r\nContent-Encoding: br\r\n\r\n{}")
+    answer = await proxy.get("jupyter", "x")
+    assert answer.code == 502
+    assert json.loads(answer.body)["error"]["code"] == "remote_bad_answer"
 
 
 async def test_cookies_of_the_service_come_back_to_it(proxy: Proxy) -> None:

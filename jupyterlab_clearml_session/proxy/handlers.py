@@ -7,7 +7,7 @@ import contextlib
 import re
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 from jupyter_server.base.handlers import JupyterHandler
@@ -38,6 +38,10 @@ MAX_COOKIE_NAMES = 200
 UNLIMITED = 1 << 62
 BULK_BODY = 1024 * 1024
 """Bytes from which a request body travels on the bulk connection."""
+
+_KERNELSPECS = "/api/kernelspecs"
+_DATA = ("/files/", "/static/", "/api/")
+"""Below these, what a remote Jupyter sends is no page of its own, unless it is an error."""
 
 _DOWNLOAD_PATH = re.compile(r"/files/|/download|/nbconvert/")
 
@@ -162,7 +166,7 @@ class ProxyHandler(JupyterHandler):
         result = to_remote(
             request.headers.get_all(), self._proxied, request.host, self.state.cookies(*self._key)
         )
-        if self._rewriter() is not None:
+        if self._may_be_rewritten():
             result = [(name, value) for name, value in result if name.lower() != "accept-encoding"]
             result.append(("Accept-Encoding", "identity"))
         if chunked:
@@ -245,8 +249,8 @@ class ProxyHandler(JupyterHandler):
             await self._upgrade(exchange, head)
             return
         self._remember_cookies(head)
-        rewriter = self._rewriter()
-        if rewriter is not None and self._is_rewritable(head):
+        rewriter = self._rewriter(head)
+        if rewriter is not None:
             await self._relay_rewritten(exchange, head, rewriter)
         else:
             await self._relay_stream(exchange, head)
@@ -267,7 +271,12 @@ class ProxyHandler(JupyterHandler):
         self._send_head(head)
         if not exchange.channel.readable or head.length == 0:
             await self.flush()  # otherwise it leaves together with the first piece of the body
-        async for data in exchange.body():
+        await self._relay_body(exchange, head, exchange.body())
+
+    async def _relay_body(
+        self, exchange: Exchange, head: http1.ResponseHead, body: AsyncIterator[bytes]
+    ) -> None:
+        async for data in body:
             self.write(data)
             await self.flush()
         self._close_exchange()
@@ -281,17 +290,21 @@ class ProxyHandler(JupyterHandler):
     ) -> None:
         parts: list[bytes] = []
         size = 0
-        async for data in exchange.body():
+        body = exchange.body()
+        async for data in body:
             parts.append(data)
             size += len(data)
-            if size > jupyter_pages.MAX_PAGE:
-                raise RemoteBadAnswer("The remote Jupyter sent a page that is too large.")
+            if size > jupyter_pages.MAX_PAGE:  # no page of Jupyter's
+                self._send_head(head)
+                self.write(b"".join(parts))
+                await self._relay_body(exchange, head, body)
+                return
         self._close_exchange()
-        body = jupyter_pages.decode(b"".join(parts), head.get("content-encoding"))
+        page = jupyter_pages.decode(b"".join(parts), head.get("content-encoding"))
         self._send_head(head, without=("content-encoding", "content-length", "etag", "last-modified"))
         if not self.get_cookie("_xsrf"):
             _ = self.xsrf_token  # the page's own requests carry it; reading it sets the cookie
-        self.write(rewriter(body, self._proxied.prefix))
+        self.write(rewriter(page, self._proxied.prefix))
         await self.finish()
 
     async def _upgrade(self, exchange: Exchange, head: http1.ResponseHead) -> None:
@@ -399,14 +412,13 @@ class ProxyHandler(JupyterHandler):
             return True
         return "Range" in self.request.headers or bool(_DOWNLOAD_PATH.search(self.request.path))
 
-    def _rewriter(self) -> Callable[[bytes, str], bytes] | None:
-        """Return what rewrites the answer to this request, if anything does."""
-        return None
+    def _may_be_rewritten(self) -> bool:
+        """Whether the answer should come uncompressed, because something in it may have to be changed."""
+        return False
 
-    def _is_rewritable(self, head: http1.ResponseHead) -> bool:
-        kind = head.get("content-type").lower().partition(";")[0]
-        size_fits = head.length is None or head.length <= jupyter_pages.MAX_PAGE
-        return head.status == 200 and kind in ("text/html", "application/json") and size_fits
+    def _rewriter(self, _head: http1.ResponseHead) -> Callable[[bytes, str], bytes] | None:
+        """Return what rewrites this answer, if anything does."""
+        return None
 
     def _remember_cookies(self, head: http1.ResponseHead) -> None:
         known = self.state.cookies(*self._key)
@@ -438,16 +450,21 @@ class ServiceHandler(ProxyHandler):
         token = endpoint.token if kind == "jupyter" else ""
         return Route(self._prefix(session_id, kind), endpoint.port, token), tunnel, session_id
 
-    def _rewriter(self) -> Callable[[bytes, str], bytes] | None:
+    def _may_be_rewritten(self) -> bool:
         _, kind, path = self.path_args
-        if kind != "jupyter" or self.request.method != "GET":
+        return kind == "jupyter" and (path == _KERNELSPECS or not path.startswith(_DATA))
+
+    def _rewriter(self, head: http1.ResponseHead) -> Callable[[bytes, str], bytes] | None:
+        _, kind, path = self.path_args
+        if kind != "jupyter" or head.length == 0 or (head.length or 0) > jupyter_pages.MAX_PAGE:
             return None
-        if path == "/api/kernelspecs":
+        content = head.get("content-type").lower().partition(";")[0].strip()
+        if content == "application/json" and path == _KERNELSPECS and head.status == 200:
             return jupyter_pages.rewrite_kernelspecs
-        if path.startswith(("/files/", "/api/", "/static/")):
-            return None
-        # Not only where a browser navigates: a page that a script fetches holds the remote's token as well.
-        return jupyter_pages.rewrite
+        # Not only where a browser navigates: a page that a script fetches holds the remote's token as well, and
+        # so does each of Jupyter's pages that tell an error.
+        is_page = head.status >= 400 or (head.status == 200 and not path.startswith(_DATA))
+        return jupyter_pages.rewrite if is_page and content == "text/html" else None
 
 
 class PortHandler(ProxyHandler):

@@ -1,8 +1,9 @@
 """The rewrites: a remote Jupyter believes to be at ``/`` and is served below a path of ours.
 
-Its pages carry a JSON blob, ``<script id="jupyter-config-data">``, from which their code takes all addresses
-(FIELD_NOTES.md 2). Pages without it are left alone, byte for byte. The one answer of its API that holds absolute
-paths for the browser is the list of kernelspecs (their logos).
+The pages of JupyterLab and Notebook carry a JSON blob, ``<script id="jupyter-config-data">``, from which their code
+takes all addresses (FIELD_NOTES.md 2). Those of nbclassic and those that tell an error have attributes of ``<body>``
+instead, one of which is the token. Pages with neither are left alone, byte for byte. The one answer of its API that
+holds absolute paths for the browser is the list of kernelspecs (their logos).
 """
 
 from __future__ import annotations
@@ -11,15 +12,26 @@ import json
 import re
 import zlib
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import RemoteBadAnswer
+from .headers import strip_token
 
 MAX_PAGE = 4 * 1024 * 1024
 """Larger HTML is no page of Jupyter's and is passed through."""
 
+_BROKEN = "The remote Jupyter sent a page with broken compression."
+_TOO_LARGE = "The remote Jupyter sent a page that is too large or broken off."
+
 _CONFIG = re.compile(
     r"(<script\b[^>]*\bid=[\"']?jupyter-config-data[\"']?[^>]*>)(.*?)(</script>)", re.DOTALL | re.IGNORECASE
 )
+_BODY_TOKEN = re.compile(r"(<body\b[^>]*?\sdata-jupyter-api-token=)([\"'])[^\"'>]*\2")
+_BODY_BASE = re.compile(r"(<body\b[^>]*?\sdata-base-url=)([\"'])/\2")
+_REQUIRE_PATH = re.compile(r"(\b(?:baseUrl|custom|custom-preload|nbextensions|kernelspecs)'?\s*:\s*')/(?!/)")
+"""nbclassic's ``require.config``, in a script of the page."""
+
+_TOKEN_NAMES = frozenset({"token", "amp;token"})
 _ABSOLUTE = re.compile(r"(<[^>]*?\s(?:src|href)=)([\"'])/(?!/)([^\"']*)\2", re.IGNORECASE)
 
 
@@ -31,7 +43,7 @@ def rewrite(html: bytes, prefix: str) -> bytes:
         return html
     match = _CONFIG.search(text)
     if match is None:
-        return html
+        return _rewrite_classic(text, prefix).encode()
     try:
         config = json.loads(match[2])
     except ValueError:
@@ -78,7 +90,7 @@ def decode(body: bytes, encoding: str) -> bytes:
     except zlib.error:
         if coding == "deflate":
             return _inflate(body, -15)  # some servers leave the zlib wrapper out
-        raise RemoteBadAnswer("The remote Jupyter sent a page with broken compression.") from None
+        raise RemoteBadAnswer(_BROKEN) from None
 
 
 def _rewrite_config(config: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -92,25 +104,45 @@ def _rewrite_config(config: dict[str, Any], prefix: str) -> dict[str, Any]:
     return result
 
 
+def _rewrite_classic(text: str, prefix: str) -> str:
+    if not _BODY_TOKEN.search(text) and not _BODY_BASE.search(text):
+        return text
+    text = _BODY_TOKEN.sub(r"\1\2\2", text)
+    text = _BODY_BASE.sub(lambda match: f"{match[1]}{match[2]}{quote(prefix)}/{match[2]}", text)
+    text = _REQUIRE_PATH.sub(lambda match: f"{match[1]}{prefix}/", text)
+    return _prefixed(text, prefix)
+
+
 def _prefixed(text: str, prefix: str) -> str:
-    return _ABSOLUTE.sub(lambda match: f"{match[1]}{match[2]}{prefix}/{match[3]}{match[2]}", text)
+    def replace(match: re.Match[str]) -> str:
+        path, mark, query = match[3].partition("?")
+        query = strip_token(query, names=_TOKEN_NAMES)
+        return f"{match[1]}{match[2]}{prefix}/{path}{mark if query else ''}{query}{match[2]}"
+
+    return _ABSOLUTE.sub(replace, text)
 
 
 def _inflate(body: bytes, window: int) -> bytes:
     inflater = zlib.decompressobj(window)
     page = inflater.decompress(body, MAX_PAGE)
     if inflater.unconsumed_tail or not inflater.eof:
-        raise RemoteBadAnswer("The remote Jupyter sent a page that is too large or broken off.")
+        raise RemoteBadAnswer(_TOO_LARGE)
     return page
 
 
 def _decode_brotli(body: bytes) -> bytes:
     try:
-        import brotli  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as exc:
+        import brotli
+
+        decoder = brotli.Decompressor()
+        page: bytes = decoder.process(body, output_buffer_limit=MAX_PAGE)
+    except (ImportError, TypeError) as exc:  # not there, or too old to know the limit
         raise RemoteBadAnswer(
             "The remote Jupyter compresses its pages with Brotli although it was asked not to.",
-            hint="Install the Python package 'brotli' beside JupyterLab.",
+            hint="Install the Python package 'brotli' (1.2 or newer) beside JupyterLab.",
         ) from exc
-    page: bytes = brotli.decompress(body)
+    except brotli.error:
+        raise RemoteBadAnswer(_BROKEN) from None
+    if not decoder.is_finished():
+        raise RemoteBadAnswer(_TOO_LARGE)
     return page
