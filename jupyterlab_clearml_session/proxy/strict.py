@@ -38,7 +38,9 @@ def guard(app: web.Application) -> None:
 
 
 def _watch(connection: HTTP1Connection) -> None:
-    parse = connection._parse_headers
+    parse = getattr(connection, "_parse_headers", None)
+    if parse is None:
+        return  # another Tornado; from 6.7 on it refuses these itself, and no request may fail for this
 
     def parse_strictly(data: bytes) -> Any:
         if _OURS in data and _AMBIGUOUS.search(data):
