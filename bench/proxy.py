@@ -73,7 +73,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def openssh(folder: Path) -> Iterator[tuple[int, str, str, Path]]:
+def openssh(folder: Path, more: str = "") -> Iterator[tuple[int, str, str, Path]]:
     """A real sshd with its own passwords and keys, in a mount namespace: (port, host key, password, client key)."""
     password = secrets.token_hex(8)
     for name in ("host", "client"):
@@ -94,7 +94,7 @@ def openssh(folder: Path) -> Iterator[tuple[int, str, str, Path]]:
         f"Port {port}\nListenAddress 127.0.0.1\n"
         f"HostKey {folder / 'host'}\nAuthorizedKeysFile {folder / 'authorized'}\n"
         "PermitRootLogin yes\nPasswordAuthentication yes\nUsePAM no\nStrictModes no\n"
-        "PidFile none\nMaxStartups 100\nSubsystem sftp internal-sftp\n"
+        f"PidFile none\nMaxStartups 100\nSubsystem sftp internal-sftp\n{more}"
     )
     script = (
         f"mount --bind {folder / 'etc'} /etc && mount -t tmpfs tmpfs /run && mkdir /run/sshd && "

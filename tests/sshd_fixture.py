@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,8 @@ class Relay:
         self.accepted = 0
         self.delay = 0.0
         """Seconds that each piece of data is held back, one way."""
+        self.spoil: Callable[[bytes], bytes] = bytes
+        """What becomes of a piece of data on its way to the client."""
         self._target = port
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -232,7 +234,7 @@ class Relay:
             await self._flowing.wait()
             back, upstream = await asyncio.open_connection("127.0.0.1", self._target)
             self._writers.add(upstream)
-            await asyncio.gather(self._copy(reader, upstream), self._copy(back, writer))
+            await asyncio.gather(self._copy(reader, upstream), self._copy(back, writer, down=True))
         except OSError:
             return
         finally:
@@ -241,12 +243,14 @@ class Relay:
                     self._writers.discard(end)
                     end.transport.abort()
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, down: bool = False
+    ) -> None:
         while data := await reader.read(65536):
             await self._flowing.wait()
             if self.delay:
                 await asyncio.sleep(self.delay)
-            writer.write(data)
+            writer.write(self.spoil(data) if down else data)
             await writer.drain()
         writer.transport.abort()
 

@@ -14,6 +14,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from jupyterlab_clearml_session.proxy import splice
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
@@ -137,6 +138,54 @@ async def test_large_message_comes_back_whole(site: Site) -> None:
     await client.write_message(message, binary=True)
     assert await client.read_message() == message
     client.close()
+
+
+async def test_frames_that_follow_the_handshake_at_once_are_not_lost(site: Site) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.serverapp.port)
+    path = f"{site.serverapp.base_url}clearml-session/proxy/{SESSION}/port/{site.remote.port}/echo"
+    lines = [
+        f"GET {path} HTTP/1.1",
+        f"Host: 127.0.0.1:{site.serverapp.port}",
+        f"Authorization: token {site.serverapp.identity_provider.token}",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ]
+    payload = b"x" * 1000
+    frame = b"\x82\xfe" + len(payload).to_bytes(2, "big") + bytes(4) + payload
+    writer.write("\r\n".join([*lines, "", ""]).encode() + frame * 200)
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    answer = b"\x82\x7e" + len(payload).to_bytes(2, "big") + payload
+    for _ in range(200):
+        assert await reader.readexactly(len(answer)) == answer
+    writer.close()
+    await asyncio.wait_for(site.remote.closed.wait(), 10)
+
+
+async def test_browser_that_reads_slowly_gets_everything(site: Site) -> None:
+    client = await site.connect()
+    message = bytes(range(256)) * 40_000
+    for _ in range(3):
+        await client.write_message(message, binary=True)
+    await asyncio.sleep(0.2)  # what the sockets and windows hold is full by then
+    for _ in range(3):
+        assert await client.read_message() == message
+    client.close()
+
+
+async def test_a_stream_that_is_no_plain_socket_is_spliced_as_well(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a local server that speaks TLS."""
+    monkeypatch.setattr(splice, "_splice_socket", splice._splice_stream)
+    client = await site.connect()
+    message = bytes(range(256)) * 4_000
+    await client.write_message(message, binary=True)
+    assert await client.read_message() == message
+    await client.write_message("close")
+    assert await client.read_message() is None
+    assert (client.close_code, client.close_reason) == (4321, "as asked")
 
 
 async def test_close_code_and_reason_pass_both_ways(site: Site) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from jupyterlab_clearml_session.errors import (
     TunnelDown,
 )
 from jupyterlab_clearml_session.models import HostKeyTrust, SshTarget, TunnelState, TunnelStatus
-from jupyterlab_clearml_session.ssh import relay
+from jupyterlab_clearml_session.ssh import relay, shortcut
 from jupyterlab_clearml_session.ssh.ports import listening_ports, process_name
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
@@ -547,3 +549,113 @@ async def test_window_grows_with_the_distance() -> None:
             assert link is not None
             assert link.window == 2 * 1024 * 1024  # a keystroke must not wait behind more than that
             assert bulk.window > 16 * 1024 * 1024
+
+
+# -- the shortcut past asyncssh's packet code
+
+
+@pytest.fixture(params=["shortcut", "other version", "other cipher"])
+def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TunnelSettings:
+    """Settings of a tunnel with the shortcut, and of two where all is left to asyncssh."""
+    if request.param == "other version":
+        monkeypatch.setattr(shortcut, "TESTED", ((99, 0), (99, 0)))
+    encryption = ("aes256-ctr",) if request.param == "other cipher" else EAGER.encryption
+    return replace(EAGER, encryption=encryption)
+
+
+async def test_channels_survive_key_exchanges_and_slow_readers(
+    settings: TunnelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+
+    def watch(name: str) -> None:
+        method = getattr(shortcut.Shortcut, name)
+
+        def watched_method(*args: Any) -> bool:
+            taken.append(method(*args))
+            return taken[-1]
+
+        monkeypatch.setattr(shortcut.Shortcut, name, watched_method)
+
+    watch("_open")
+    watch("send")
+    async with ssh_server() as server, echo_port() as port, Watched(server.target(), settings) as watched:
+        await watched.tunnel.wait_up(5)
+        link = watched.tunnel._link
+        assert link is not None
+        exchanged = _count_key_exchanges(link, server)
+
+        async def carry(seed: int) -> None:
+            numbers = random.Random(seed)
+            data = numbers.randbytes(1_500_000)
+            channel = await watched.tunnel.open_channel(port)
+
+            async def feed() -> None:
+                at = 0
+                while at < len(data):
+                    size = numbers.choice((1, 100, 5_000, 40_000, 200_000))
+                    channel.write(data[at : at + size])
+                    at += size
+                    await channel.drain()
+                channel.write_eof()
+
+            feeding = asyncio.create_task(feed())
+            got = bytearray()
+            while piece := await channel.read(numbers.choice((7_000, 300_000))):
+                got += piece
+                if numbers.random() < 0.2:
+                    await asyncio.sleep(0)
+            await feeding
+            assert got == data
+            channel.close()
+
+        await asyncio.gather(*(carry(seed) for seed in range(4)))
+        assert exchanged() >= 4
+        if link._shortcut is None:
+            assert not taken
+        else:
+            assert taken.count(True) > 50  # the others are for asyncssh: empty packets, key exchanges
+        assert link.alive
+
+
+async def test_a_changed_byte_breaks_the_connection(settings: TunnelSettings) -> None:
+    async with (
+        ssh_server() as server,
+        Relay(server.port) as between,
+        echo_port() as port,
+        Watched(server.target(port=between.port), settings) as watched,
+    ):
+        await watched.tunnel.wait_up(5)
+        channel = await watched.tunnel.open_channel(port)
+        channel.write(b"a" * 1000)
+        assert await channel.readexactly(1000) == b"a" * 1000
+        between.spoil = lambda data: data[:20] + bytes((data[20] ^ 1,)) + data[21:]
+        channel.write(b"b" * 1000)
+        with pytest.raises(ConnectionLost):
+            await channel.readexactly(1000)
+
+
+async def test_shortcut_is_taken_only_where_it_fits(settings: TunnelSettings) -> None:
+    async with ssh_server() as server, Watched(server.target(), settings) as watched:
+        await watched.tunnel.wait_up(5)
+        assert watched.tunnel._link is not None
+        fits = settings.encryption == EAGER.encryption and shortcut.TESTED[0] < (99, 0)
+        assert (watched.tunnel._link._shortcut is not None) == fits
+
+
+def _count_key_exchanges(link: Any, server: Any) -> Callable[[], int]:
+    """Have either end exchange keys after each 500 kB that it sends; return what counts the exchanges."""
+    count = 0
+    connection = link._connection
+    ends = [connection, *server.connections]
+    before = connection.send_newkeys
+
+    def send_newkeys(*args: Any) -> None:
+        nonlocal count
+        count += 1
+        before(*args)
+
+    connection.send_newkeys = send_newkeys
+    for end in ends:
+        end._rekey_bytes = 500_000
+    return lambda: count

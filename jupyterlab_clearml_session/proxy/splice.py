@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from ..ssh.channel import ByteStream
 
 CHUNK = 64 * 1024
+READ_BUFFER = 256 * 1024
+WRITE_LIMIT = 256 * 1024
+FULL = 16 * 1024
+"""A delivery of at least so many bytes is likely to be followed by more of the same message."""
+
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -38,6 +44,124 @@ async def splice(stream: IOStream, channel: ByteStream) -> None:
     a clean one.
     """
     stream.set_nodelay(True)
+    if type(stream) is IOStream:
+        await _splice_socket(stream, channel)
+    else:  # TLS belongs to its stream
+        await _splice_stream(stream, channel)
+
+
+# -- a plain socket, without tornado: its futures take longer than the bytes
+
+
+async def _splice_socket(stream: IOStream, channel: ByteStream) -> None:
+    browser = _Browser(channel)
+    while (read := asyncio.ensure_future(stream.read_bytes(CHUNK, partial=True))).done():
+        if read.exception() is not None:
+            channel.close()
+            return
+        browser.pass_on(memoryview(read.result()))
+        await channel.drain()
+    own = stream.socket.dup()
+    stream.close()  # the read that waits ends; it has taken nothing from the socket
+    read.exception()
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: browser, own)
+    remote_end = asyncio.ensure_future(browser.until_remote_ends())
+    try:
+        await asyncio.wait((remote_end, browser.gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        remote_end.cancel()
+        await asyncio.gather(remote_end, return_exceptions=True)
+        transport.close()
+        channel.close()
+
+
+class _Browser(asyncio.BufferedProtocol):
+    """The browser's socket: what arrives goes into the channel, what the channel delivers goes out."""
+
+    def __init__(self, channel: ByteStream) -> None:
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._channel = channel
+        self._transport: asyncio.Transport | None = None
+        self._buffer = memoryview(bytearray(READ_BUFFER))
+        self._held: list[bytes] = []
+        self._draining: asyncio.Task[None] | None = None
+
+    async def until_remote_ends(self) -> None:
+        """Deliver what the remote service sends; return when it has ended or the tunnel broke."""
+        self._channel.deliver_to(self._deliver)
+        try:
+            while data := await self._channel.read():
+                self._deliver(data)
+        except ConnectionLost:
+            return
+        finally:
+            self._write_held()
+
+    def pass_on(self, data: memoryview) -> None:
+        """Write to the channel, and stop reading from the browser while that takes no more."""
+        try:
+            self._channel.write(data)
+            self._channel.flush()
+        except ConnectionLost:
+            if self._transport is not None:
+                self._transport.close()
+            return
+        if self._channel.writing_paused and self._transport is not None:
+            self._transport.pause_reading()
+            self._draining = asyncio.ensure_future(self._read_on())
+
+    # -- called by the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_LIMIT)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.pass_on(self._buffer[:nbytes])
+
+    def pause_writing(self) -> None:
+        self._channel.pause_delivery()
+
+    def resume_writing(self) -> None:
+        self._channel.resume_delivery()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._draining is not None:
+            self._draining.cancel()
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    # -- helpers
+
+    async def _read_on(self) -> None:
+        with contextlib.suppress(ConnectionLost):
+            await self._channel.drain()
+        assert self._transport is not None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _deliver(self, data: bytes) -> None:
+        self._held.append(data)
+        if len(data) < FULL:
+            self._write_held()
+        elif len(self._held) == 1:
+            asyncio.get_running_loop().call_soon(self._write_held)  # more of it arrives in this turn
+
+    def _write_held(self) -> None:
+        if self._held and self._transport is not None:
+            data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+            self._held.clear()
+            self._transport.write(data)
+
+
+# -- a stream of tornado's
+
+
+async def _splice_stream(stream: IOStream, channel: ByteStream) -> None:
     up = asyncio.ensure_future(_up(stream, channel))
     down = asyncio.ensure_future(_down(channel, stream))
     try:

@@ -12,9 +12,13 @@ import asyncssh
 from asyncssh import EXTENDED_DATA_STDERR
 
 from ..errors import ConnectionLost, RemoteBadAnswer
+from .shortcut import Shortcut
 
 PACKET = 32 * 1024
 """What sshd takes in one packet. Larger writes are cut here, where a cut does not move the rest."""
+
+PIECE = 256 * 1024
+"""What one read returns at most. Handing on a piece costs more than joining packets to a large one."""
 
 READ_LIMIT = 256 * 1024
 """Received bytes that may wait here for a reader before the channel is told to stop reading."""
@@ -34,7 +38,7 @@ class ByteStream:
         self.opened_at = 0.0
         """When the other end said that the channel is open (monotonic clock)."""
         self._channel: Any = None
-        self._chunks: deque[bytes] = deque()
+        self._chunks: deque[bytes | memoryview] = deque()
         self._size = 0
         self._eof = False
         self._lost: BaseException | None = None
@@ -45,6 +49,9 @@ class ByteStream:
         self._writer: asyncio.Future[None] | None = None
         self._sink: Callable[[bytes], None] | None = None
         self._gone = asyncio.Event()
+        self.shortcut: Shortcut | None = None
+        """What sends data faster than asyncssh, where there is one."""
+        self.flush_wire: Callable[[], None] | None = None
         self.on_gone: Callable[[ByteStream], None] | None = None
         """Called once when the channel is gone on both sides."""
 
@@ -66,28 +73,37 @@ class ByteStream:
         return self._closed or self._gone.is_set()
 
     async def read(self, limit: int = -1) -> bytes:
-        """Return the next bytes as they arrived, at most `limit` of them; ``b""`` at the end.
+        """Return what has arrived, at most `limit` bytes (by default 256 KiB); ``b""`` at the end.
 
         Raises
         ------
         ConnectionLost
             The SSH connection broke before the other end had finished.
         """
-        while not self._chunks:
+        chunks = self._chunks
+        while not chunks:
             if self._lost is not None:
                 raise ConnectionLost("The SSH connection broke.") from self._lost
             if self._eof or self._closed:
                 return b""
             await self._wait_readable()
-        chunk = self._chunks.popleft()
-        if 0 <= limit < len(chunk):
-            self._chunks.appendleft(chunk[limit:])
-            chunk = chunk[:limit]
-        self._size -= len(chunk)
+        if limit < 0:
+            limit = PIECE
+        parts: list[bytes | memoryview] = []
+        size = 0
+        while chunks and size + len(chunks[0]) <= limit:
+            parts.append(chunks.popleft())
+            size += len(parts[-1])
+        if not parts:
+            first = memoryview(chunks.popleft())
+            parts.append(first[:limit])
+            chunks.appendleft(first[limit:])
+        data = b"".join(parts)
+        self._size -= len(data)
         if self._reading_paused and self._size <= READ_LIMIT // 2:
             self._reading_paused = False
             self._channel.resume_reading()
-        return chunk
+        return data
 
     async def readexactly(self, size: int) -> bytes:
         """Return exactly `size` bytes.
@@ -143,13 +159,23 @@ class ByteStream:
             raise ConnectionLost("The SSH channel is closed.") from self._lost
         try:
             if len(data) <= PACKET:
-                self._channel.write(data)
+                self._write(data)
                 return
             view = memoryview(data)
             for start in range(0, len(view), PACKET):
-                self._channel.write(view[start : start + PACKET])
+                self._write(view[start : start + PACKET])
         except OSError as exc:
             raise ConnectionLost("The SSH channel is closed.") from exc
+
+    def flush(self) -> None:
+        """Send at once what was written; otherwise it leaves at the end of this turn of the event loop."""
+        if self.flush_wire is not None:
+            self.flush_wire()
+
+    @property
+    def writing_paused(self) -> bool:
+        """True when `drain` would wait."""
+        return self._writing_paused
 
     async def drain(self) -> None:
         """Wait until the other end has taken most of what was written (`ConnectionLost` if it never will)."""
@@ -225,6 +251,10 @@ class ByteStream:
             self._writer = None
 
     # -- helpers
+
+    def _write(self, packet: bytes | bytearray | memoryview) -> None:
+        if self.shortcut is None or not self.shortcut.send(self._channel, packet):
+            self._channel.write(packet)
 
     async def _wait_readable(self) -> None:
         if self._reader is not None:

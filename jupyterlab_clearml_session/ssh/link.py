@@ -61,6 +61,7 @@ class Link:
         self._wire = wire
         self._settings = settings
         self._bulk = bulk
+        self._shortcut = wire.take_shortcut(connection)
         self._streams: set[ByteStream] = set()
         self._opening = 0
         self._relay: asyncio.Task[str] | None = None
@@ -199,6 +200,8 @@ class Link:
                 task.add_done_callback(lambda done: _discard(done, stream))
         self._wire.observe_rtt(stream.opened_at - started)
         self._streams.add(stream)
+        stream.shortcut = self._shortcut
+        stream.flush_wire = self._wire.flush
         stream.on_gone = self._streams.discard
         return stream
 
