@@ -38,6 +38,8 @@ from .kernel_fixture import (
     talk,
     text_of,
 )
+from .lab_fixture import clearml_environment
+from .local_fixture import ClearMLUnderTest
 
 __all__ = ["machine"]
 
@@ -231,20 +233,37 @@ def test_the_environment_and_folder_are_those_of_the_remote_jupyter(
         jupyter.communicate()
 
 
-def test_an_idle_session_is_ended(machine: RemoteMachine) -> None:
-    """Here no ClearML can be asked to stop the Task, so its main process gets the signal."""
+def test_an_idle_session_is_ended(tmp_path: Path) -> None:
+    """Where ClearML cannot be asked to stop the Task, its main process gets the signal."""
+    no_sdk = tmp_path / "no-sdk"
+    no_sdk.mkdir()
+    (no_sdk / "clearml.py").write_text("raise ImportError('not on this machine')\n")
+    # What else this machine does must not count.
+    settings = {"CLEARML_SESSION_HELPER_IDLE_CORES": "1000", "PYTHONPATH": str(no_sdk)}
     task = subprocess.Popen(
         [sys.executable, "-c", "input()"],
         stdin=subprocess.PIPE,
         env={**os.environ, "CLEARML_TASK_ID": SESSION_ID},
     )
-    with channel_to(machine) as channel:
+    with remote_machine(tmp_path, **settings) as machine, channel_to(machine) as channel:
         greeting = channel.request("kernels").result(20), machine.greeting()
         channel.request("idle_limit", minutes=0.001).result(20)
-        assert task.wait(timeout=30) == -signal.SIGTERM
+        assert task.wait(timeout=60) == -signal.SIGTERM
         assert greeting[1] is not None
         assert gone(greeting[1]["pid"])
     task.communicate()
+
+
+def test_an_idle_session_s_task_says_why_it_was_stopped(
+    clearml_server: ClearMLUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in clearml_environment(clearml_server.credentials).items():
+        monkeypatch.setenv(name, value)
+    task_id = str(clearml_server.call("tasks.create", name="a session", type="application")["id"])
+    clearml_server.call("tasks.started", task=task_id, force=True)
+    idle.IdleWatch(task_id, 30, lambda: 0.0).end_session()
+    task = clearml_server.task(task_id)
+    assert (task["status"], task["status_message"]) == ("stopped", "idle for 30 minutes")
 
 
 def test_work_keeps_a_session_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

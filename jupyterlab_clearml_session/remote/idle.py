@@ -20,7 +20,8 @@ from typing import Any
 
 from . import machine
 
-CPU_CORES = 0.5
+CPU_CORES = float(os.environ.get("CLEARML_SESSION_HELPER_IDLE_CORES", "0.5"))
+"""Processor cores in use from which on the machine counts as working."""
 GPU_PERCENT = 5
 TIMEOUT = 10.0
 _STOP = """
