@@ -37,7 +37,7 @@ class Echo(websocket.WebSocketHandler):
 
 
 async def serve_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """``GET /<n>``: n bytes; ``PUT``: take a body and say how long it was."""
+    """``GET /<n>``: n bytes; ``PUT``: take a body and say how long it was; ``PUT /stall``: never take it."""
     try:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -50,6 +50,8 @@ async def serve_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
                     left -= len(piece)
                     await writer.drain()
                 continue
+            if head.startswith("PUT /stall "):
+                await asyncio.Event().wait()
             length = next(
                 int(line.split(":")[1])
                 for line in head.split("\r\n")

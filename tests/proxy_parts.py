@@ -12,7 +12,7 @@ from typing import Any
 
 from jupyter_server.utils import url_path_join
 
-from jupyterlab_clearml_session.errors import TunnelDown, UnknownSession
+from jupyterlab_clearml_session.errors import NotAttached, TunnelDown, UnknownSession
 from jupyterlab_clearml_session.models import Endpoint, Phase, Ref, Session
 from jupyterlab_clearml_session.proxy import strict
 from jupyterlab_clearml_session.proxy.handlers import handlers
@@ -31,11 +31,14 @@ class FakeManager:
         self._tunnel = tunnel
         self._token = token
         self.mine = True
+        self.is_attached = True
         self.ports = ports
 
     async def tunnel(self, session_id: str, wait: float = 0.0) -> Tunnel:
         if session_id != SESSION:
             raise UnknownSession(f"There is no session {session_id[:40]!r}.")
+        if not self.is_attached:
+            raise NotAttached("The session is not attached (it is services_up)")
         await self._tunnel.wait_up(wait)
         return self._tunnel
 

@@ -237,6 +237,24 @@ async def test_range_and_status_reason(proxy: Proxy) -> None:
     assert proxy.service.requests[-1].get("Range") == "bytes=0-1"
 
 
+async def test_interim_answers_are_passed_over(proxy: Proxy) -> None:
+    hints = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x.css>\r\n\r\n"
+    proxy.service.reply = canned(hints + OK + b"\r\n\r\nok", keep_open=True)
+    answer = await raw(proxy, head(proxy, "GET", "/"))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"ok")
+    assert b"Link" not in answer
+
+
+async def test_old_client_knows_the_end_by_the_end_of_the_connection(proxy: Proxy) -> None:
+    proxy.service.reply = canned(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", keep_open=True
+    )
+    answer = await raw(proxy, head(proxy, "GET", "/").replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    assert b"Transfer-Encoding" not in answer
+    assert answer.endswith(b"\r\n\r\nabc")
+
+
 async def test_events_are_passed_on_at_once(proxy: Proxy) -> None:
     go_on = asyncio.Event()
 
@@ -296,6 +314,16 @@ async def test_continue_is_asked_of_the_remote(proxy: Proxy) -> None:
     writer.write(b"abc")
     assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"ok")
     assert proxy.service.requests[-1].body == b"abc"
+    writer.close()
+
+
+async def test_remote_that_says_nothing_to_an_expectation_gets_the_body(proxy: Proxy) -> None:
+    proxy.serverapp.web_app.settings["clearml_session_proxy"] = ProxyState(ProxySettings(continue_wait=0.05))
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
+    writer.write(head(proxy, "PUT", "/", "Expect: 100-continue", "Content-Length: 3"))
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 100")
+    writer.write(b"abc")
+    assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"abc")
     writer.close()
 
 
@@ -428,6 +456,7 @@ BROKEN = [
     b"HTTP/1.1 200 OK" + b"\r\nX: a" * 10_000 + b"\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000,
     b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
 ]
 
 
@@ -490,6 +519,42 @@ async def test_browser_that_goes_away_is_told_to_the_remote(proxy: Proxy) -> Non
     await asyncio.wait_for(proxy.service.closed.wait(), 5)
 
 
+async def test_browser_that_goes_away_in_the_middle_is_told_to_the_remote(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = asyncio.Event()
+
+    async def endless(_request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(asyncio.TimeoutError):
+            while True:
+                writer.write(bytes(1 << 16))
+                await asyncio.wait_for(writer.drain(), 0.3)  # until nobody takes any more
+        full.set()
+        await reader.read()
+        return False
+
+    proxy.service.reply = endless
+    _, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
+    writer.write(head(proxy, "GET", "/"))
+    await asyncio.wait_for(full.wait(), 30)
+    writer.transport.abort()
+    await proxy.service.until_closed()
+
+    async def sink(_request: Any, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
+        while await reader.read(1 << 16):
+            pass
+        return False
+
+    proxy.service.reply = sink
+    _, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
+    writer.write(head(proxy, "PUT", "/", f"Content-Length: {1 << 30}") + bytes(1 << 20))
+    await writer.drain()
+    writer.transport.abort()
+    await proxy.service.until_closed()
+    assert "Uncaught exception" not in caplog.text
+
+
 # -- failures with a name
 
 
@@ -532,6 +597,38 @@ async def test_tunnel_that_is_down_is_a_page_that_tries_again(proxy: Proxy) -> N
     assert page.code == 503
     assert b'http-equiv="refresh"' in page.body
     assert page.headers["Cache-Control"] == "no-store"
+
+
+async def test_session_that_is_not_attached_is_a_page_that_waits_for_it(proxy: Proxy) -> None:
+    proxy.serverapp.web_app.settings["clearml_session_manager"].is_attached = False
+    answer = await proxy.get("port", "x")
+    assert answer.code == 409
+    assert json.loads(answer.body)["error"]["code"] == "not_attached"
+    page = await proxy.get("port", "x", headers=dict(NAVIGATION))
+    assert page.code == 409
+    assert b'http-equiv="refresh"' in page.body
+    assert proxy.service.requests == []
+
+
+async def test_tunnel_that_breaks_before_the_answer_is_a_page_that_tries_again(proxy: Proxy) -> None:
+    asked = asyncio.Event()
+
+    async def mute(_request: Any, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
+        asked.set()
+        await reader.read()
+        return False
+
+    proxy.service.reply = mute
+    for method, body in (("GET", None), ("POST", "abc")):
+        asked.clear()
+        waiting = asyncio.ensure_future(
+            proxy.get("port", "x", method=method, body=body, headers=dict(NAVIGATION))
+        )
+        await asyncio.wait_for(asked.wait(), 10)
+        await proxy.server.drop()
+        answer = await asyncio.wait_for(waiting, 10)
+        assert answer.code == 503
+        assert (b'http-equiv="refresh"' in answer.body) == (method == "GET")
 
 
 async def test_requests_wait_for_a_tunnel_that_comes_back(proxy: Proxy) -> None:

@@ -15,6 +15,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from jupyterlab_clearml_session.proxy import splice
+from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
@@ -272,6 +273,14 @@ async def test_tunnel_that_breaks_is_an_abnormal_closure(site: Site) -> None:
     await again.write_message("back")
     assert await again.read_message() == "back"
     again.close()
+
+
+async def test_tunnel_that_is_down_is_told_in_the_handshake(site: Site) -> None:
+    site.serverapp.web_app.settings["clearml_session_proxy"] = ProxyState(ProxySettings(tunnel_wait=0.1))
+    await site.ssh.stop()
+    with pytest.raises(HTTPClientError) as caught:
+        await asyncio.wait_for(site.connect(), 10)
+    assert caught.value.code == 503
 
 
 async def test_browser_that_vanishes_closes_the_remote_end(site: Site) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from ..errors import ClearMLSessionError, ForeignSession
+from ..errors import ClearMLSessionError, ForeignSession, NotAttached
 
 RETRY_AFTER = 2
 """Seconds after which a browser asks again while the tunnel is down."""
@@ -43,8 +43,8 @@ _TITLES = {
 
 
 def retries(error: ClearMLSessionError) -> bool:
-    """Whether the page tries again by itself."""
-    return error.status == 503
+    """Whether the page tries again by itself: the tunnel is on its way, or can be asked for in the panel."""
+    return error.status == 503 or isinstance(error, NotAttached)
 
 
 def page(error: ClearMLSessionError) -> str:

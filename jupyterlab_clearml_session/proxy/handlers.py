@@ -279,6 +279,8 @@ class ProxyHandler(JupyterHandler):
         async for data in body:
             self.write(data)
             await self.flush()
+            if self._exchange is None:
+                return  # the browser went away while it had more than it took
         self._close_exchange()
         if self.request.version == "HTTP/1.0" and head.length is None:
             self.detach().close()  # such a client knows the end of the body by the end of the connection
@@ -353,6 +355,8 @@ class ProxyHandler(JupyterHandler):
 
     def _fail(self, exc: ClearMLSessionError) -> Awaitable[None]:
         self._close_exchange()
+        if isinstance(exc, ConnectionLost):
+            exc = TunnelDown("The connection to the session broke before it answered.")
         self.set_status(exc.status)
         self.set_header("Cache-Control", "no-store")
         if answers.retries(exc):
