@@ -7,9 +7,10 @@ import contextlib
 import gzip
 import json
 import logging
+import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -199,9 +200,20 @@ async def test_chunked_request(proxy: Proxy) -> None:
     assert answer.endswith(b"abcde")
 
 
-async def test_large_upload(proxy: Proxy) -> None:
-    answer = await proxy.get("port", "x", method="PUT", body=b"abc" * 1_000_000)
-    assert answer.body.endswith(b"abc" * 1_000_000)
+def far_away(proxy: Proxy) -> None:
+    """Have large uploads use several channels, as over distance."""
+    proxy.tunnel.settings = replace(proxy.tunnel.settings, upload_rate=1 << 60, max_lanes=3)
+
+
+@pytest.mark.parametrize("far", [False, True])
+async def test_large_upload(proxy: Proxy, far: bool) -> None:
+    if far:
+        far_away(proxy)
+    body = random.Random(1).randbytes(9_000_000)
+    answer = await proxy.get("port", "x", method="PUT", body=body)
+    assert answer.body.endswith(body)
+    opened = proxy.server.channels_opened
+    assert (opened == 0) == far  # those to the relay lead to no port
 
 
 async def test_head_and_empty_answers(proxy: Proxy) -> None:
@@ -338,14 +350,18 @@ async def test_body_that_the_remote_does_not_want_is_not_asked_for(proxy: Proxy)
     assert b"100 " not in answer
 
 
-async def test_early_answer_to_an_upload_arrives(proxy: Proxy) -> None:
+@pytest.mark.parametrize("far", [False, True])
+async def test_early_answer_to_an_upload_arrives(proxy: Proxy, far: bool) -> None:
+    if far:
+        far_away(proxy)
+
     async def unwilling(_request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
         await reader.read()  # a server that closes with unread data resets, and its answer may be lost
         return False
 
     proxy.service.reply = unwilling
-    answer = await proxy.get("port", "x", method="PUT", body=bytes(4_000_000))
+    answer = await proxy.get("port", "x", method="PUT", body=bytes(9_000_000))
     assert (answer.code, answer.body) == (413, b"no")
 
 

@@ -229,6 +229,77 @@ async def test_prompt_channel_is_an_ordinary_one_where_the_remote_cannot(
         assert server.channels_opened == 2  # only an ordinary channel is one to a port
 
 
+FAR = replace(EAGER, upload_rate=1 << 60, max_lanes=3)
+"""As over distance, where an upload takes several channels."""
+
+
+async def test_wide_channel_puts_the_pieces_together() -> None:
+    async with ssh_server() as server, echo_port() as port, Watched(server.target(), FAR) as watched:
+        await watched.tunnel.wait_up(5)
+        channel = await watched.tunnel.open_wide_channel(port)
+        assert channel.wide
+        data = random.Random(1).randbytes(3_000_000)
+
+        async def feed() -> None:
+            for start in range(0, len(data), 70_001):
+                channel.write(data[start : start + 70_001])
+                await channel.drain()
+            channel.write_eof()
+
+        feeding = asyncio.create_task(feed())
+        assert await channel.readexactly(len(data)) == data
+        await feeding
+        channel.close()
+        await channel.wait_closed()
+        assert server.channels_opened == 0
+        with pytest.raises(RemoteRefused):
+            await watched.tunnel.open_wide_channel(1)
+
+
+async def test_wide_channel_that_breaks_cuts_what_listens() -> None:
+    got = bytearray()
+    ended = asyncio.Event()
+
+    async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                got.extend(data)
+        ended.set()
+        writer.close()
+
+    listening = await asyncio.start_server(sink, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with ssh_server() as server, Watched(server.target(), FAR) as watched:
+        await watched.tunnel.wait_up(5)
+        channel: Any = await watched.tunnel.open_wide_channel(port)
+        channel.write(bytes(200_000))
+        await channel.drain()
+        channel._others[0].abort()
+        await asyncio.wait_for(ended.wait(), 10)
+        assert len(got) <= 200_000
+        with pytest.raises(ConnectionLost):
+            channel.write(bytes(200_000))
+        assert await channel.read() == b""
+    listening.close()
+
+
+@pytest.mark.parametrize("missing", ["unix sockets", "python", "distance"])
+async def test_wide_channel_is_an_ordinary_one_where_it_cannot_be(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing == "python":
+        monkeypatch.setattr(relay, "command", lambda: "exit 127")
+    settings = EAGER if missing == "distance" else FAR
+    async with ssh_server() as server, echo_port() as port, Watched(server.target(), settings) as watched:
+        server.unix_sockets = missing != "unix sockets"
+        await watched.tunnel.wait_up(5)
+        channel = await watched.tunnel.open_wide_channel(port)
+        assert not channel.wide
+        channel.write(b"hello")
+        assert await channel.readexactly(5) == b"hello"
+        channel.close()
+
+
 async def test_listening_ports_of_the_remote() -> None:
     async with ssh_server() as server, echo_port() as port, Watched(server.target()) as watched:
         await watched.tunnel.wait_up(5)

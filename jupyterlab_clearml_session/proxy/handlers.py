@@ -43,6 +43,9 @@ _KERNELSPECS = "/api/kernelspecs"
 _DATA = ("/files/", "/static/", "/api/")
 """Below these, what a remote Jupyter sends is no page of its own, unless it is an error."""
 
+WIDE_BODY = 8 * 1024 * 1024
+"""Bytes from which it may take several channels, which need a round trip more to open."""
+
 _DOWNLOAD_PATH = re.compile(r"/files/|/download|/nbconvert/")
 
 
@@ -154,6 +157,7 @@ class ProxyHandler(JupyterHandler):
             method,
             bulk=self._is_bulk(length),
             prompt=self._is_websocket() and bool(self._proxied.token),
+            wide=length is not None and int(length) >= WIDE_BODY,
         )
         head = http1.request_head(method, self._target(), self._request_headers(length, chunked, has_body))
         self._exchange = exchange
@@ -269,6 +273,10 @@ class ProxyHandler(JupyterHandler):
 
     async def _relay_stream(self, exchange: Exchange, head: http1.ResponseHead) -> None:
         self._send_head(head)
+        if whole := exchange.short_body():
+            self._close_exchange()
+            await self.finish(whole)
+            return
         if not exchange.channel.readable or head.length == 0:
             await self.flush()  # otherwise it leaves together with the first piece of the body
         await self._relay_body(exchange, head, exchange.body())

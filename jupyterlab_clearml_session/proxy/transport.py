@@ -69,6 +69,10 @@ class Pool:
         """Return a new channel on which what the remote service sends is acknowledged at once."""
         return await self._tunnel.open_prompt_channel(port, wait=self._wait)
 
+    async def take_wide(self, port: int) -> ByteStream:
+        """Return a new channel for one large request body."""
+        return await self._tunnel.open_wide_channel(port, wait=self._wait)
+
     def give_back(self, channel: ByteStream, port: int, *, bulk: bool) -> None:
         """Keep a channel on which an exchange has ended cleanly."""
         idle = self._idle.setdefault((port, bulk), [])
@@ -106,14 +110,22 @@ class Pool:
 class Exchange:
     """One request and its response on one channel.
 
-    With `prompt` it takes a new channel of `Tunnel.open_prompt_channel`: for a WebSocket of Jupyter's.
+    With `prompt` it takes a new channel of `Tunnel.open_prompt_channel`: for a WebSocket of Jupyter's. With `wide`
+    one of `Tunnel.open_wide_channel`: for a large body.
 
     Call `start`, then `send` for each piece of the body, `end_request`, `response`, iterate over `body`. `close` in
     every case: a channel whose exchange did not end cleanly is aborted, so that the remote notices.
     """
 
     def __init__(
-        self, pool: Pool, port: int, method: str, *, bulk: bool = False, prompt: bool = False
+        self,
+        pool: Pool,
+        port: int,
+        method: str,
+        *,
+        bulk: bool = False,
+        prompt: bool = False,
+        wide: bool = False,
     ) -> None:
         self.head: http1.ResponseHead | None = None
         self._pool = pool
@@ -122,6 +134,7 @@ class Exchange:
         self._bulk = not prompt and pool.choose_bulk(bulk)
         self._moved = 0
         self._prompt = prompt
+        self._wide = wide
         self._channel: ByteStream | None = None
         self._reused = False
         self._sent = b""
@@ -143,6 +156,8 @@ class Exchange:
         max_idle = IDLE_LIMIT if self._method in IDEMPOTENT and not has_body else FRESH
         if self._prompt:
             self._channel = await self._pool.take_prompt(self._port)
+        elif self._wide:
+            self._channel = await self._pool.take_wide(self._port)
         else:
             self._channel, self._reused = await self._pool.take(
                 self._port, bulk=self._bulk, max_idle=max_idle
@@ -174,6 +189,8 @@ class Exchange:
         """Tell that the body is complete."""
         if self._chunked:
             self.channel.write(b"0\r\n\r\n")
+        if self.channel.wide:
+            self.channel.write_eof()
         self._request_done = True
 
     async def response(self, on_continue: Callable[[], None] | None = None) -> http1.ResponseHead:
@@ -238,6 +255,13 @@ class Exchange:
                 yield data
         self._response_done = True
 
+    def short_body(self) -> bytes:
+        """Return the body where it came together with its head; otherwise nothing: iterate over it then."""
+        length = self.head.length if self.head is not None else None
+        data = self.channel.take(length) if length else b""
+        self._response_done = self._response_done or bool(data)
+        return data
+
     def close(self) -> None:
         """Give the channel back where the exchange ended cleanly; abort it otherwise."""
         channel, self._channel = self._channel, None
@@ -248,7 +272,7 @@ class Exchange:
         if self._bulk and self._moved >= HEAVY:
             self._pool.heavy -= 1
         clean = self._request_done and self._response_done and self.head is not None and self.head.keep_alive
-        if clean:
+        if clean and not channel.wide:
             self._pool.give_back(channel, self._port, bulk=self._bulk)
         else:
             channel.abort()

@@ -34,6 +34,9 @@ class ByteStream:
     and then `ConnectionLost` is raised: a broken stream never looks like a finished one.
     """
 
+    wide = False
+    """True where `write_eof` ends what is sent, and the stream is good for one exchange only (`lanes`)."""
+
     def __init__(self) -> None:
         self.opened_at = 0.0
         """When the other end said that the channel is open (monotonic clock)."""
@@ -99,11 +102,18 @@ class ByteStream:
             parts.append(first[:limit])
             chunks.appendleft(first[limit:])
         data = b"".join(parts)
-        self._size -= len(data)
-        if self._reading_paused and self._size <= READ_LIMIT // 2:
-            self._reading_paused = False
-            self._channel.resume_reading()
+        self._taken(len(data))
         return data
+
+    def take(self, size: int) -> bytes:
+        """Return exactly `size` bytes where they have arrived in one piece, otherwise nothing."""
+        if not self._chunks or len(self._chunks[0]) < size:
+            return b""
+        first = memoryview(self._chunks.popleft())
+        if len(first) > size:
+            self._chunks.appendleft(first[size:])
+        self._taken(size)
+        return bytes(first[:size])
 
     async def readexactly(self, size: int) -> bytes:
         """Return exactly `size` bytes.
@@ -251,6 +261,12 @@ class ByteStream:
             self._writer = None
 
     # -- helpers
+
+    def _taken(self, size: int) -> None:
+        self._size -= size
+        if self._reading_paused and self._size <= READ_LIMIT // 2:
+            self._reading_paused = False
+            self._channel.resume_reading()
 
     def _write(self, packet: bytes | bytearray | memoryview) -> None:
         if self.shortcut is None or not self.shortcut.send(self._channel, packet):

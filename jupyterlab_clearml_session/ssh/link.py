@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import secrets
 import socket
 import time
 from collections.abc import Coroutine
@@ -31,6 +32,7 @@ from ..errors import (
 from ..models import SshTarget
 from . import relay
 from .channel import ByteStream, Channel, Process, UnixChannel
+from .lanes import WideChannel
 from .settings import TunnelSettings
 from .wire import Wire
 
@@ -112,7 +114,7 @@ class Link:
         It takes one more round trip. Where the remote machine has no Python or forbids Unix sockets, an ordinary
         channel is returned.
         """
-        path = await self._relay_path()
+        path = await self.relay_path()
         if path is None:
             return await self.open_channel(port)
         stream = UnixChannel()
@@ -124,6 +126,38 @@ class Link:
             self._relay_works = False
             return await self.open_channel(port)
         stream.write(b"%d\n" % port)
+        await self._accepted(stream, port)
+        return stream
+
+    @property
+    def lanes(self) -> int:
+        """How many channels a large upload should use; 1 where the machine is near."""
+        settings = self._settings
+        wanted = int((self.rtt or 0.0) * settings.upload_rate / settings.granted_window)
+        return max(1, min(settings.max_lanes, wanted))
+
+    async def open_wide_channel(self, port: int, path: str) -> WideChannel:
+        """As `open_channel`, with `lanes` channels upwards, through the relay whose socket is at `path`."""
+        others = [UnixChannel() for _ in range(self.lanes - 1)]
+        stream = WideChannel(others)
+
+        def open_lane(lane: UnixChannel) -> Coroutine[Any, Any, UnixChannel]:
+            opening = self._connection.create_unix_connection(lambda: lane, path, window=self.window)
+            return self._open(lane, opening, "a Unix socket of the remote machine")
+
+        try:
+            for result in await asyncio.gather(*map(open_lane, (stream, *others)), return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+            stream.introduce(port, secrets.token_hex(8))
+            await self._accepted(stream, port)
+        except BaseException:
+            stream.abort()
+            raise
+        return stream
+
+    async def _accepted(self, stream: UnixChannel, port: int) -> None:
+        """Wait for the relay's word that it is connected."""
         try:
             answer = await within(stream.readexactly(1), self._settings.open_timeout)
         except (asyncio.TimeoutError, asyncio.IncompleteReadError) as exc:
@@ -132,7 +166,6 @@ class Link:
         if answer != relay.ACCEPTED:
             stream.abort()
             raise RemoteRefused(f"Could not open port {port} of the remote machine: connection refused.")
-        return stream
 
     async def start_process(self, command: str) -> Process:
         """Run a line for the remote user's shell; return its streams. Errors as `open_channel`."""
@@ -212,7 +245,7 @@ class Link:
             return RemoteRefused(f"The SSH server of the remote machine does not allow to open {what}.")
         return RemoteRefused(f"Could not open {what}: connection refused.")
 
-    async def _relay_path(self) -> str | None:
+    async def relay_path(self) -> str | None:
         """Return the path of the relay's socket, once it runs; None where it cannot run."""
         if not self._relay_works:
             return None

@@ -4,6 +4,8 @@ Jupyter never switches Nagle's algorithm off on its WebSockets. Whoever reads on
 sshd waits about 40 ms for each cell: the server holds the second small write back until the first is acknowledged,
 and the kernel delays that (FIELD_NOTES.md 4). This process acknowledges at once (TCP_QUICKACK after each read).
 
+It also joins the channels of a large upload (see `lanes`).
+
 It listens on a Unix socket in a folder that only its user can enter, and ends when its stdin does, that is, with
 the SSH connection. Nothing of it stays on the machine.
 """
@@ -17,6 +19,9 @@ REFUSED = b"-"
 
 SOURCE = r"""
 import os, shutil, socket, sys, tempfile, threading
+WAIT = 10
+groups = {}
+lock = threading.Lock()
 QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 def down(tcp, unix):
     try:
@@ -36,19 +41,30 @@ def finish(*ends):
             end.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-def serve(unix):
-    line = b""
-    while not line.endswith(b"\n") and len(line) < 8:
-        line += unix.recv(1) or b"\n"
+def connect(unix, port):
     try:
-        tcp = socket.create_connection(("127.0.0.1", int(line)), timeout=10)
+        tcp = socket.create_connection(("127.0.0.1", int(port)), timeout=WAIT)
     except (OSError, ValueError):
         unix.sendall(b"-")
-        unix.close()
-        return
+        return None
     tcp.settimeout(None)
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     unix.sendall(b"+")
+    return tcp
+def serve(unix):
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 64:
+        line += unix.recv(1) or b"\n"
+    port, *lane = line.split() or [b""]
+    if lane:
+        gather(unix, port, *lane)
+    else:
+        one(unix, port)
+def one(unix, port):
+    tcp = connect(unix, port)
+    if tcp is None:
+        unix.close()
+        return
     reader = threading.Thread(target=down, args=(tcp, unix), daemon=True)
     reader.start()
     try:
@@ -63,6 +79,53 @@ def serve(unix):
     reader.join()
     tcp.close()
     unix.close()
+def gather(unix, port, name, index, count):
+    with lock:
+        lanes, full = groups.setdefault(name, ({}, threading.Event()))
+        lanes[int(index)] = unix
+        if len(lanes) == int(count):
+            del groups[name]
+            full.set()
+    if not full.wait(WAIT):
+        with lock:
+            groups.pop(name, None)
+        finish(unix)
+        unix.close()
+    elif int(index) == 0:
+        several([lanes[at] for at in range(len(lanes))], port)
+        for lane in lanes.values():
+            lane.close()
+def several(lanes, port):
+    tcp = connect(lanes[0], port)
+    if tcp is None:
+        return
+    reader = threading.Thread(target=down, args=(tcp, lanes[0]), daemon=True)
+    reader.start()
+    try:
+        turn = 0
+        while True:
+            lane = lanes[turn % len(lanes)]
+            size = int.from_bytes(exactly(lane, 4), "big")
+            if not size:
+                break
+            data = exactly(lane, size)
+            try:
+                tcp.sendall(data)
+            except OSError:
+                reader.join(WAIT)
+                break
+            turn += 1
+        lanes[0].recv(1)
+    except (OSError, EOFError):
+        pass
+    finish(tcp, *lanes)
+    reader.join()
+    tcp.close()
+def exactly(lane, size):
+    data = lane.recv(size, socket.MSG_WAITALL)
+    if len(data) < size:
+        raise EOFError
+    return data
 def accept(server):
     while True:
         unix, _ = server.accept()

@@ -37,6 +37,11 @@ class TunnelSettings:
     window_max: int = 32 * MIB
     window_rate: int = 800 * MIB
     """Receive window of a channel: one round trip at `window_rate` bytes/s, within those two."""
+    granted_window: int = 2 * MIB
+    """What sshd lets us send on a channel until it has been taken over there."""
+    upload_rate: int = 160 * MIB
+    max_lanes: int = 8
+    """A large upload uses as many channels as carry `upload_rate` bytes/s at the distance, up to that number."""
     encryption: tuple[str, ...] = (
         "aes128-gcm@openssh.com",
         "aes256-gcm@openssh.com",

@@ -13,7 +13,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..deadlines import within
-from ..errors import ClearMLSessionError, ConnectionLost, RemoteDeadline, TunnelDown, TunnelError
+from ..errors import (
+    ClearMLSessionError,
+    ConnectionLost,
+    RemoteDeadline,
+    RemoteRefused,
+    TunnelDown,
+    TunnelError,
+)
 from ..models import HostKeyTrust, SshTarget, TunnelState, TunnelStatus
 from .forward import ForwardedPort
 from .settings import TunnelSettings
@@ -151,6 +158,25 @@ class Tunnel:
         in each cell. Takes a round trip more to open.
         """
         return await self._open_channel(lambda: self._interactive().open_prompt_channel(port), wait)
+
+    async def open_wide_channel(self, port: int, *, wait: float = 0.0) -> ByteStream:
+        """As `open_channel` on the bulk connection, for one large upload: over distance on several channels.
+
+        Where that gains nothing or the remote machine does not allow it, it is an ordinary channel.
+        """
+
+        async def open_once() -> ByteStream:
+            link = await self._bulk_link()
+            path = await self._interactive().relay_path() if link.lanes > 1 else None
+            if path is None:
+                return await link.open_channel(port)
+            try:
+                return await link.open_wide_channel(port, path)
+            except (RemoteRefused, RemoteDeadline) as exc:
+                self._log.info("no wide channel: %s", exc)
+                return await link.open_channel(port)
+
+        return await self._open_channel(open_once, wait)
 
     async def open_channel(self, port: int, *, bulk: bool = False, wait: float = 0.0) -> Channel:
         """Open a byte stream to 127.0.0.1:`port` of the remote machine.
