@@ -236,6 +236,9 @@ def sshpyk_kernel(stack: contextlib.ExitStack, folder: Path, ssh_port: int, key:
     body = {"argv": [], "display_name": "bench", "language": "python", "interrupt_mode": "signal"}
     (spec / "kernel.json").write_text(json.dumps({**body, "metadata": {"kernel_provisioner": provisioner}}))
     os.environ["JUPYTER_PATH"] = str(folder)
+    # sshpyk leaves its control master behind, for ten minutes.
+    end = ["ssh", "-F", str(config), "-O", "exit", "bench"]
+    stack.callback(subprocess.run, end, check=False, capture_output=True, timeout=10)
     manager = KernelManager(kernel_name="bench-sshpyk")
     manager.start_kernel()
     stack.callback(manager.shutdown_kernel, now=True)
