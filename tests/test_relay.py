@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jupyterlab_clearml_session.remote.kernel import KernelProcess
 from jupyterlab_clearml_session.remote.link import Link, Stream
-from jupyterlab_clearml_session.remote.messages import HUGE, IOPUB, MessageReader, pack_message
+from jupyterlab_clearml_session.remote.messages import (
+    DELIMITER,
+    EVENT,
+    HUGE,
+    IOPUB,
+    SHELL,
+    MessageReader,
+    message_id,
+    pack_message,
+)
 from jupyterlab_clearml_session.remote.sendlog import SendLog
 from jupyterlab_clearml_session.remote.wire import (
     ACK,
@@ -129,6 +142,104 @@ def test_a_message_of_its_own_may_be_larger_than_the_limit(tmp_path: Path) -> No
     log = SendLog(10, 0, tmp_path)
     assert log.offer([b"x" * 100])
     assert not log.offer([b"y"])
+
+
+def test_what_was_delivered_is_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    log = SendLog(keep_behind=1000)
+    log.append([b"a" * 600])
+    log.append([b"b" * 600])
+    log.append([b"c" * 5000])
+    log.take(1 << 20)
+    assert log.memory == 6200
+    for delivered in (600, 1200):
+        log.acknowledge(delivered, delivered)
+    assert log.cut_short == clock[0], "600 of the 1200 bytes had to go"
+    clock[0] += 10
+    log.acknowledge(6200, 6200)
+    assert log.memory == 0, "what was delivered is not counted as waiting"
+    log.expire(before=clock[0])
+    assert log.reopen() == (5000, 5000), "the newest stays, whatever the limits say"
+    assert bytes(log.withdraw(1 << 20)) == b"c" * 5000
+
+
+def jupyter_message(channel: int, number: int, size: int) -> list[bytes]:
+    header = json.dumps({"msg_id": f"m{number}", "msg_type": "x"}).encode()
+    parent = json.dumps({"msg_id": "m1"}).encode()
+    return [b"topic", DELIMITER, b"", header, parent, b"{}", b"x" * size]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 3000), st.booleans())
+def test_a_replay_begins_after_what_each_watcher_was_shown(
+    tmp_path_factory: Any, seed: int, memory: int, spill: bool
+) -> None:
+    """Two watchers of one kernel were shown different parts of what was sent; some of that was acknowledged."""
+    rnd = random.Random(seed)
+    log = SendLog(memory if spill else 1 << 62, 1 << 30, tmp_path_factory.mktemp("log"), keep_behind=1 << 30)
+    kernel = KernelProcess(zmq.Context.instance(), "k", tmp_path_factory.mktemp("k"), log)
+    channels, ends = [], []
+    for number in range(rnd.randrange(1, 40)):
+        channels.append(rnd.choice([IOPUB, IOPUB, IOPUB, SHELL, EVENT]))
+        message = jupyter_message(channels[-1], number, rnd.choice([0, 200, 70_000]))
+        assert log.offer(pack_message(channels[-1], message))
+        ends.append(log.end)
+    log.take(rnd.randrange(1, log.end + 1))
+    whole = [number for number, end in enumerate(ends) if end <= log.sent]
+    for number in whole:
+        if rnd.random() < 0.2:
+            log.acknowledge(ends[number], ends[number])
+    delivered = [number for number, end in enumerate(ends) if end <= log.start]
+    shown: list[dict[int, int]] = [{}, {}]
+    for marks in shown:
+        for channel in (IOPUB, SHELL):
+            candidates = [number for number in whole if channels[number] == channel]
+            if candidates and rnd.random() < 0.9:
+                marks[channel] = rnd.choice(candidates)
+    if rnd.random() < 0.5:
+        shown[1] = {}
+    seen = {f"m{number}".encode() for marks in shown for number in marks.values()}
+    again = kernel.replay_after(seen)
+
+    reader = MessageReader()
+    replayed = [
+        (channel, int(message_id(parts)[1:]))
+        for data in log.take(1 << 30)[1]
+        for channel, parts in reader.feed(data)
+    ]
+    assert reader.pending == 0
+    for channel in (IOPUB, SHELL, EVENT):
+        got = [number for kind, number in replayed if kind == channel]
+        sent = [number for number, kind in enumerate(channels) if kind == channel]
+        last = [marks[channel] for marks in shown if channel in marks]
+        if last:
+            assert got == [number for number in sent if number > min(last)]
+            assert again.get(channel, []) == [f"m{n}" for n in sent if min(last) < n <= max(last)]
+        elif seen and channel != EVENT:
+            assert got == sent
+        else:
+            assert got == [number for number in sent if number not in delivered]
+            assert channel not in again
+    log.clear()
+    assert log.memory == log.disk == 0
+
+
+def test_a_replay_that_may_lack_something_says_so(tmp_path: Path) -> None:
+    log = SendLog(keep_behind=10)
+    kernel = KernelProcess(zmq.Context.instance(), "k", tmp_path, log)
+    ends = []
+    for number in range(4):
+        log.append(pack_message(IOPUB, jupyter_message(IOPUB, number, 10)))
+        ends.append(log.end)
+    log.take(1 << 20)
+    for end in ends:
+        log.acknowledge(end, end)
+    kernel.replay_after({b"m0"})
+    text = b"".join(log.take(1 << 20)[1])
+    assert b"Output may be missing here" in text
+    assert b'"m3"' in text
+    assert b'"m2"' not in text
 
 
 # -- links over wires that break ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ..errors import ClearMLSessionError, TunnelDown
 from .channel import SessionChannel
 from .gate import dial
+from .shown import ShownKernel
 from .specs import gates, short_directory
 
 
@@ -37,6 +38,10 @@ class Hub(Protocol):
 
     def folders(self, cwd: str | None) -> list[str]:
         """Return the folders to start a kernel in, relative to the remote user folder, best first."""
+        ...
+
+    def shown(self, kernel_id: str) -> ShownKernel | None:
+        """Return what is noted about the browsers that watch a kernel; None where there are none here."""
         ...
 
 
@@ -80,6 +85,9 @@ class OutsideHub:
 
     def folders(self, cwd: str | None) -> list[str]:
         return relative_folders(cwd, Path.home())
+
+    def shown(self, kernel_id: str) -> ShownKernel | None:
+        return None  # this process reaches the helper again by itself; if it is killed, so is who watched
 
     def _dial(self, session_id: str, client_id: str) -> socket.socket:
         error: ClearMLSessionError = TunnelDown(

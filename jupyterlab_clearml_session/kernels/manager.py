@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from jupyter_core.paths import jupyter_runtime_dir
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
 from ..deadlines import within
 from ..errors import ClearMLSessionError, KernelFailed, NotAttached, RemoteDeadline, TunnelDown, UnknownKernel
 from ..models import Session
 from .attach import ByteProcess, StartProcess, as_socket, open_channel
+from .browser import noting
 from .channel import SessionChannel
 from .gate import Gate
 from .hub import relative_folders
+from .shown import KERNEL_ID, ShownFolder, ShownKernel
 from .specs import GATE, ServerDirectory, local_name
 
 REQUEST_TIMEOUT = 20.0
@@ -75,6 +79,7 @@ class SessionKernelManager:
         self._log = log
         root = (runtime_dir or Path(jupyter_runtime_dir())) / "clearml-session"
         self._directory = ServerDirectory(root)
+        self._shown = ShownFolder(root / "shown")
         self._gate: Gate | None = None
         self._channels: dict[str, SessionChannel] = {}
         self._specs: dict[str, dict[str, dict[str, Any]]] = {}
@@ -91,6 +96,7 @@ class SessionKernelManager:
             self._directory.open()
             self._gate = Gate(self._directory.sockets / GATE, self._open_channel)
             self._gate.start()
+            self._shown.tidy()
         except OSError as error:
             self._log.error("clearml-session: remote kernels are not available: %s", error)
             return
@@ -98,6 +104,10 @@ class SessionKernelManager:
             *self._kernel_spec_manager.kernel_dirs,
             str(self._directory.kernels),
         ]
+        settings = self._server.web_app.settings
+        websocket = settings.get("kernel_websocket_connection_class")
+        if websocket is not None and issubclass(websocket, ZMQChannelsWebsocketConnection):
+            settings["kernel_websocket_connection_class"] = noting(websocket)
 
     async def close(self) -> None:
         """Let go of everything. The kernels go on living, to be adopted by the next server."""
@@ -128,7 +138,9 @@ class SessionKernelManager:
 
         ``adopted`` says whether it is one of this server's kernels. Raises NotAttached, TunnelDown.
         """
-        kernels: list[dict[str, Any]] = await self._ask(session_id, "kernels")
+        listed: list[dict[str, Any]] = await self._ask(session_id, "kernels")
+        # They become names of files here, and the remote machine may say anything.
+        kernels = [kernel for kernel in listed if re.fullmatch(KERNEL_ID, str(kernel["id"]))]
         own = set(self._kernel_manager.list_kernel_ids()) if self._kernel_manager is not None else set()
         return [{**kernel, "adopted": kernel["id"] in own} for kernel in kernels]
 
@@ -181,6 +193,9 @@ class SessionKernelManager:
 
     def folders(self, cwd: str | None) -> list[str]:
         return relative_folders(cwd, self._root_dir)
+
+    def shown(self, kernel_id: str) -> ShownKernel | None:
+        return self._shown.kernel(kernel_id)
 
     # -- sessions come and go ------------------------------------------------------------------------------
 

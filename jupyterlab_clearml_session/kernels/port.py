@@ -7,6 +7,7 @@ known: a link that is down is not a dead kernel.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,10 @@ STALL_LIMIT = 10.0
 RETRY_INTERVAL = 0.005
 UNCLAIMED_LIMIT = 64
 BATCH = 256
+HOLD_LIMIT = 10.0
+"""Seconds for which the second and later subscribers of an adopted kernel are waited for."""
+WELCOME = b'"iopub_welcome"'
+"""What tells the header of a welcome from those of a kernel's own messages."""
 
 
 class KernelPort:
@@ -56,6 +61,7 @@ class KernelPort:
         self.hold_for = 0
         """Subscribers for whom the output of an adopted kernel waits."""
         self._holding = False
+        self._hold_until = math.inf
         self._subscribers = 0
         self._backlog: deque[list[Any]] = deque()
         self._stalled_since: float | None = None
@@ -94,14 +100,14 @@ class KernelPort:
             sock.close(linger=1000)
             Path(f"{self._base}-{number}").unlink(missing_ok=True)
 
-    def started(self, adopted: dict[str, str] | None) -> None:
+    def started(self, adopted: dict[str, Any] | None) -> None:
         """The kernel is there; an adopted one signs with the key that it got at its birth."""
         if adopted is None:
             return
         key, scheme = adopted["key"].encode(), adopted["signature_scheme"]
         self.info.update(key=key, signature_scheme=scheme)
         self._session = Session(key=key, signature_scheme=scheme)
-        self._holding = self._subscribers < self.hold_for
+        self._holding, self._hold_until = self._subscribers < self.hold_for, math.inf
 
     # -- from the kernel -----------------------------------------------------------------------------------
 
@@ -118,10 +124,11 @@ class KernelPort:
     @property
     def stalled(self) -> bool:
         """True while output waits for a subscriber that does not keep up: `retry` is due soon."""
-        return bool(self._backlog) and not self._holding
+        return bool(self._backlog) and not (self._holding and time.monotonic() < self._hold_until)
 
     def retry(self) -> None:
         """Publish what was kept back, as far as it goes."""
+        self._holding = False
         while self._backlog:
             if not self._publish(self._backlog[0]):
                 return
@@ -185,8 +192,9 @@ class KernelPort:
             elif frames[0][:1] == b"\0":
                 self._subscribers -= 1
         if self._holding and self._subscribers >= self.hold_for:
-            self._holding = False
             self.retry()
+        elif self._holding and self._subscribers >= 2 and self._hold_until == math.inf:
+            self._hold_until = time.monotonic() + HOLD_LIMIT
 
     def _welcome(self, topic: bytes) -> None:
         content = {"subscription": topic.decode(errors="replace")}

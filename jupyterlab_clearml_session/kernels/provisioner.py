@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from concurrent.futures import Future
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from ..errors import KernelFailed, TunnelDown
 from .channel import SessionChannel
 from .hub import Hub, OutsideHub, outside_hub
 from .port import KernelPort
+from .shown import ShownKernel, Watcher
 
 POLL_INTERVAL = 0.05
 SIGNAL_TIMEOUT = 5.0
@@ -45,6 +47,12 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
     _started_before = False
     _told = False
     _pid: int | None = None
+    _shown: ShownKernel | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._again: dict[int, list[str]] = {}
+        self._watchers: dict[str, Watcher] = {}
 
     # -- what KernelManager asks for -----------------------------------------------------------------------
 
@@ -109,9 +117,12 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
             # A killed server may have left one for this id. If it happened to be the same, KernelManager would
             # take it for its own and not load it.
             await asyncio.to_thread(Path(self.parent.connection_file).unlink, missing_ok=True)
+        self._shown = hub.shown(self.kernel_id)
+        notes = await asyncio.to_thread(self._shown.read) if adopt and self._shown is not None else []
         answer = channel.start_kernel(
             self._stream,
-            hub.hold_for,
+            # The output waits until those who watched it before are back, and for the server's own subscription.
+            1 + len(notes) if notes else hub.hold_for,
             kernel_id=self.kernel_id,
             name=self.remote_kernel,
             key=key.decode(),
@@ -120,6 +131,7 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
             folders=hub.folders(cwd),
             meta={**hub.meta(cwd, kwargs.get("given_env") or {}), "local_name": self._local_name},
             adopt=adopt,
+            after=[message for note in notes for message in note.values()],
         )
         try:
             kernel = await _result(answer, self.launch_timeout)
@@ -131,6 +143,9 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
                 cause=channel.cause,
             ) from error
         self._pid = kernel["pid"]
+        again = kernel.get("adopted", {}).get("again", {})
+        self._again = {int(channel): messages for channel, messages in again.items()}
+        self._prepare_server(busy="adopted" in kernel and kernel["state"] == "busy")
         self._launched = self._started_before = True
         self._told = False
         port = self._port
@@ -142,6 +157,8 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
         if restart or self._channel is None or self._stream is None or self._left_alone:
             return
         self._launched = self._started_before = False
+        if self._shown is not None:
+            await asyncio.to_thread(self._shown.remove)
         self._channel.request("forget", kernel_id=self.kernel_id)
         await _result(self._channel.close_port(self._stream), SIGNAL_TIMEOUT)
         self._stream = None
@@ -163,6 +180,28 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
         self.session_id = provisioner_info["session_id"]
         self.remote_kernel = provisioner_info["remote_kernel"]
         self.server_directory = provisioner_info["server_directory"]
+
+    # -- for the server's websockets -----------------------------------------------------------------------
+
+    def watch(self, session: str) -> Watcher | None:
+        """Return what takes notes about a websocket, known by its Jupyter session; None where nothing is noted."""
+        if self._shown is None:
+            return None
+        try:
+            note = self._shown.browser(session)
+        except OSError as error:
+            self.log.warning("clearml-session: what a browser is shown cannot be noted: %s", error)
+            return None
+        watcher = Watcher(note, self._again, lambda watcher: self._owed(session, watcher))
+        self._watchers[session] = watcher
+        return watcher
+
+    def _owed(self, session: str, watcher: Watcher) -> bool:
+        """Whether a closed websocket's note is of use: its successor has it now, or this server is ending."""
+        if self._watchers.get(session) is not watcher:
+            return True
+        del self._watchers[session]
+        return self._left_alone
 
     # -- helpers -------------------------------------------------------------------------------------------
 
@@ -188,6 +227,17 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
                 return hub
             parent = getattr(parent, "parent", None)
         return outside_hub(Path(self.server_directory))
+
+    def _prepare_server(self, *, busy: bool) -> None:
+        """Set on the server's kernel manager what Jupyter only sets later, and in other ways."""
+        parent = self.parent
+        if parent is not None and parent.has_trait("last_activity"):
+            # Until it is set, the list of all kernels is a status 500.
+            parent.last_activity = datetime.now(timezone.utc)
+            if busy:
+                # Each websocket would wait for the kernel's info until the cell has ended, for up to a minute.
+                parent._kernel_info_future = Future()
+                parent._kernel_info_future.set_result({})
 
     def _tell(self, port: KernelPort, status: int) -> None:
         lines = "\n".join(port.exit_tail)

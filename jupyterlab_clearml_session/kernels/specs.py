@@ -82,7 +82,7 @@ class ServerDirectory:
                     self._point_to(other)
 
     def _others(self) -> list[Path]:
-        return [path for path in self.root.iterdir() if path.is_dir() and not path.is_symlink()]
+        return [path for path in self.root.iterdir() if path.name.isdigit() and path.is_dir()]
 
     def write(self, session: Session, specs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Write the kernelspecs of a session, as the helper lists them; return their local names."""

@@ -124,7 +124,8 @@ class Daemon:
         self._kernels.reap()
 
     def _check(self, now: float) -> None:
-        """Look whether there is a reason to end."""
+        """Look whether there is a reason to end, and tidy up."""
+        self._kernels.expire(now)
         if self._clients.check(now):
             self._last_client = now
         if self._kernels or self._last_client == now:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import time
 from collections import deque
+from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
 from string import Template
@@ -31,7 +32,10 @@ from .messages import (
     SHELL,
     SMALL,
     STDIN,
+    MessageReader,
+    message_id,
     pack_message,
+    packed_size,
     sign,
     signed_frames,
 )
@@ -42,8 +46,8 @@ RECEIVE_BATCH = 256
 """Messages taken from one socket in a turn, so that one kernel's flood does not starve the rest."""
 TAIL_BYTES = 64 * 1024
 DRAIN_SECONDS = 1.0
-HISTORY_BYTES = 8 * 1024 * 1024
-"""Messages remembered after they were acknowledged: for a client that takes over from one that was killed."""
+CUT_SHORT = 60.0
+"""Seconds after which it does not matter any more that some output was not remembered for a replay."""
 _PR_SET_PDEATHSIG = 1
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -85,8 +89,6 @@ class KernelProcess:
         self._unanswered: deque[bytes] = deque()
         self._dropped = 0
         self._dropped_bytes = 0
-        self._history: deque[tuple[int, list[Any]]] = deque()
-        self._history_bytes = 0
 
     # -- the process ---------------------------------------------------------------------------------------
 
@@ -227,7 +229,8 @@ class KernelProcess:
             self.state, self._busy_parent = "busy", self._unanswered[0]
         if self.state == "busy":
             lines = "\n".join(tail)
-            self._say(f"The remote kernel died ({_exit_text(self.exit_status)}).\n{lines}\n")
+            text = f"The remote kernel died ({_exit_text(self.exit_status)}).\n{lines}\n"
+            self._keep(self._notice(text))
         self.state = "dead"
         if self.process.stdout is not None:
             self.process.stdout.close()
@@ -287,49 +290,59 @@ class KernelProcess:
                 self._keep(pack_message(channel, parts), urgent=self.state == "idle")
         return RECEIVE_BATCH
 
-    def replay_after(self, message_id: str | None) -> None:
-        """Make the log begin anew, for another client, right after a message.
+    def replay_after(self, seen: Collection[bytes]) -> dict[int, list[str]]:
+        """Make the log begin anew, for another client.
 
-        The former client may have ended with output that it had acknowledged still in its hands, or shown
-        output that it had not acknowledged yet. Only the one who watched knows the last message: with its id
-        nothing is lost and nothing comes twice. Without it, what was not acknowledged is sent.
+        The former one may have been killed with output in its hands that it had acknowledged. ``seen`` says what
+        those who watched through it were last shown: ids of messages, one for each watcher and channel. The log
+        then begins right after the earliest of them on each channel, so that nothing is missed; what comes again
+        for some of the watchers is returned, by channel. Where nobody watched, it begins with what was not
+        acknowledged.
         """
-        offset = self._end_of(message_id) if message_id else None
-        if offset is not None and offset >= self.log.start:
-            self.log.skip(offset)
-        shift = self.log.start
-        self.log.rebase()
-        self._history = deque((end - shift, buffers) for end, buffers in self._history)
-        if offset is not None:
-            for end, buffers in reversed(self._history):
-                if offset - shift < end <= 0:
-                    self.log.put_back(buffers)
-            shift = self.log.start
-            self.log.rebase()
-            self._history = deque((end - shift, buffers) for end, buffers in self._history)
+        messages = self._withdraw()
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for index, (channel, parts, _) in enumerate(messages):
+            if message_id(parts) in seen:
+                first.setdefault(channel, index)
+                last[channel] = index
+        again: dict[int, list[str]] = {}
+        buffers: list[Any] = []
+        if seen and IOPUB not in first and time.monotonic() - self.log.cut_short < CUT_SHORT:
+            buffers += self._notice(
+                "\n[clearml-session] Output may be missing here: JupyterLab was killed before it could show it.\n"
+            )
+        for index, (channel, parts, was_delivered) in enumerate(messages):
+            # On a channel whose last shown message is not here, all that is here came after it.
+            begin = first.get(channel, -1 if seen and channel != EVENT else None)
+            if was_delivered if begin is None else index <= begin:
+                continue
+            buffers += pack_message(channel, parts)
+            if index <= last.get(channel, -1):
+                again.setdefault(channel, []).append(message_id(parts).decode(errors="replace"))
+        self.log.put_back(buffers)
+        return again
 
-    def _end_of(self, message_id: str) -> int | None:
-        wanted = message_id.encode()
-        for end, buffers in reversed(self._history):
-            # In the header only: a parent header holds ids of other messages.
-            head = b"".join(bytes(memoryview(buffer)[:SMALL]) for buffer in buffers[:5])
-            header = head[head.find(DELIMITER) :]
-            if wanted in header[: header.find(b"}") + 1]:
-                return int(end)
-        return None
+    def _withdraw(self) -> list[tuple[int, list[Any], bool]]:
+        """Take the messages that a client may have seen out of the log, and say which were delivered to it."""
+        delivered, sent = self.log.reopen()
+        reader, messages, fed, end = MessageReader(), [], 0, 0
+        while fed < sent or reader.pending:
+            data = self.log.withdraw(SMALL)
+            fed += len(data)
+            for channel, parts in reader.feed(data):
+                end += packed_size(parts)
+                messages.append((channel, parts, end <= delivered))
+        return messages
 
     def _keep(self, buffers: list[Any], *, bounded: bool = False, urgent: bool = True) -> bool:
-        """Put a message into the log, and remember it for a while after it is acknowledged."""
+        """Put a message into the log; False where it had no room for it."""
         self.urgent = self.urgent or urgent
         if bounded:
             if not self.log.offer(buffers):
                 return False
         else:
             self.log.append(buffers)
-        self._history.append((self.log.end, buffers))
-        self._history_bytes += sum(map(len, buffers))
-        while self._history_bytes > HISTORY_BYTES:
-            self._history_bytes -= sum(map(len, self._history.popleft()[1]))
         return True
 
     def _keep_output(self, parts: list[Any]) -> None:
@@ -376,10 +389,10 @@ class KernelProcess:
             f"was full.\n"
         )
         self._dropped = self._dropped_bytes = 0
-        self._say(text)
+        self._keep(self._notice(text))
 
-    def _say(self, text: str) -> None:
-        """Put a stream message of our own into the output of what the kernel works on."""
+    def _notice(self, text: str) -> list[Any]:
+        """Return a stream message of our own, in the output of what the kernel works on."""
         header = {
             "msg_id": secrets.token_hex(16),
             "session": "clearml-session-helper",
@@ -391,7 +404,7 @@ class KernelProcess:
         content = {"name": "stderr", "text": text}
         frames = [json.dumps(header).encode(), self._busy_parent, b"{}", json.dumps(content).encode()]
         parts = [b"stream", DELIMITER, sign(self.key, self.signature_scheme, frames), *frames]
-        self._keep(pack_message(IOPUB, parts))
+        return pack_message(IOPUB, parts)
 
 
 def send_parts(sock: zmq.Socket[Any], parts: list[Any]) -> None:

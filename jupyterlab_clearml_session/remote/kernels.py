@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ MEMORY_LIMIT = int(os.environ.get("CLEARML_SESSION_HELPER_MEMORY", "134217728"))
 """Bytes of output of one kernel that wait in memory for a client (128 MiB)."""
 DISK_LIMIT = int(os.environ.get("CLEARML_SESSION_HELPER_DISK", "2147483648"))
 """Bytes of it that wait on disk after that (2 GiB). What comes then is dropped, visibly."""
+KEEP_BEHIND = 16 * 1024 * 1024
+KEEP_SECONDS = 30.0
+"""What is remembered of a kernel's output after it was delivered, for a client that takes over from one that was
+killed: at most so many bytes, and not longer than this while the client lives."""
 
 
 class Kernels:
@@ -64,6 +68,13 @@ class Kernels:
             return time.monotonic()
         return max([self._began, *(kernel.last_activity for kernel in self)])
 
+    def expire(self, now: float) -> None:
+        """Forget output that was delivered to clients which live, some time ago."""
+        for client in self._clients:
+            if client.link.up:
+                for kernel in client.kernels.values():
+                    kernel.log.expire(now - KEEP_SECONDS)
+
     def reap(self) -> None:
         """Deal with those whose process has ended."""
         for kernel in self:
@@ -92,11 +103,11 @@ class Kernels:
         folders: list[str],
         meta: dict[str, Any],
         adopt: bool,
-        after: str | None = None,
+        after: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Start a kernel; with ``adopt``, one of this id that lives here already is taken over instead.
 
-        Its output is then replayed from the message with the id ``after``, see `KernelProcess.replay_after`.
+        Its output is then replayed from the messages with the ids ``after``, see `KernelProcess.replay_after`.
         Raises ValueError, OSError.
         """
         if adopt and kernel_id in self._known and self._known[kernel_id].poll() is None:
@@ -108,7 +119,7 @@ class Kernels:
         kernel = self._known.get(kernel_id)
         fresh = kernel is None
         if kernel is None:
-            log = SendLog(MEMORY_LIMIT, DISK_LIMIT, self._directory)
+            log = SendLog(MEMORY_LIMIT, DISK_LIMIT, self._directory, KEEP_BEHIND)
             kernel = self._known[kernel_id] = KernelProcess(self._context, kernel_id, self._short, log)
         elif kernel.process is not None:
             kernel.signal(signal.SIGKILL)
@@ -162,19 +173,24 @@ class Kernels:
 
     # -- helpers -------------------------------------------------------------------------------------------
 
-    def _adopt(self, client: Client, kernel: KernelProcess, stream: int, after: str | None) -> dict[str, Any]:
-        self._give(kernel, client, stream, after)
-        secrets = {"key": kernel.key, "signature_scheme": kernel.signature_scheme}
-        return {**self.describe(kernel), "adopted": secrets}
+    def _adopt(
+        self, client: Client, kernel: KernelProcess, stream: int, after: Sequence[str]
+    ) -> dict[str, Any]:
+        again = self._give(kernel, client, stream, after)
+        adopted = {"key": kernel.key, "signature_scheme": kernel.signature_scheme, "again": again}
+        return {**self.describe(kernel), "adopted": adopted}
 
-    def _give(self, kernel: KernelProcess, client: Client, stream: int, after: str | None = None) -> None:
-        """Make ``client`` the one that ``kernel`` talks to; the former one is told."""
+    def _give(
+        self, kernel: KernelProcess, client: Client, stream: int, after: Sequence[str] = ()
+    ) -> dict[int, list[str]]:
+        """Make ``client`` the one that ``kernel`` talks to; the former one is told. Returns what comes again."""
         for other in self._take_away(kernel):
             event = {"event": "taken", "kernel_id": kernel.id}
             other.link.send(0, REQUEST, [json.dumps(event).encode()])
-        kernel.replay_after(after)
+        again = kernel.replay_after({message.encode() for message in after})
         client.kernels[stream] = kernel
         client.link.streams[stream] = Stream(kernel.log)
+        return again
 
     def _take_away(self, kernel: KernelProcess) -> list[Client]:
         """Take a kernel from those who have it; return them."""

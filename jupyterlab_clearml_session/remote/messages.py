@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import hmac
 import mmap
+import re
 import struct
 from typing import Any
 
@@ -18,6 +19,7 @@ SMALL = 64 * 1024
 HUGE = 2 * 1024 * 1024
 DELIMITER = b"<IDS|MSG>"
 _HEAD = struct.Struct("!BxH")
+_MESSAGE_ID = re.compile(rb'"msg_id"\s*:\s*"([^"\\]+)"')
 
 
 def pack_message(channel: int, parts: list[Any]) -> list[Any]:
@@ -27,6 +29,11 @@ def pack_message(channel: int, parts: list[Any]) -> list[Any]:
     if sum(lengths) <= SMALL:
         return [head + b"".join(parts)]
     return [head, *parts]
+
+
+def packed_size(parts: list[Any]) -> int:
+    """Return how many bytes `pack_message` makes of a message."""
+    return _HEAD.size + sum(8 + len(part) for part in parts)
 
 
 class MessageReader:
@@ -117,6 +124,13 @@ def signed_frames(parts: list[Any]) -> list[Any] | None:
         if parts[index] == DELIMITER and len(parts) >= index + 6:
             return parts[index + 2 : index + 6]
     return None
+
+
+def message_id(parts: list[Any]) -> bytes:
+    """Return the id that a message's header gives it; empty where there is none."""
+    frames = signed_frames(parts)
+    found = None if frames is None else _MESSAGE_ID.search(frames[0])
+    return b"" if found is None else bytes(found[1])
 
 
 def sign(key: str, scheme: str, frames: list[bytes]) -> bytes:

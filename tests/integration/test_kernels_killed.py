@@ -1,0 +1,27 @@
+"""A real Jupyter server is killed while a cell of a remote kernel prints, and the next one goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from ..counting import Count
+from ..kernel_fixture import RemoteMachine, machine
+from ..kernel_server_fixture import NAME
+from ..killed_server import kernel_server, run_and_kill
+from ..sshd_fixture import ssh_server
+
+pytestmark = pytest.mark.integration
+__all__ = ["machine"]
+KILLS = 2
+
+
+async def test_a_killed_server_loses_and_repeats_nothing(machine: RemoteMachine, tmp_path: Path) -> None:
+    count = Count(lines=20_000, step=20, pause=0.0, gates=tmp_path, parts=KILLS + 1)
+    async with ssh_server(cwd=machine.home) as sshd:
+        server = kernel_server(tmp_path / "server", machine, sshd.target())
+        outcome = await asyncio.to_thread(run_and_kill, server, NAME, count, random.Random(3))
+    assert outcome.verdict, outcome

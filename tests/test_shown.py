@@ -1,0 +1,190 @@
+"""What is noted about the browsers of a kernel, and how an adopted kernel's output waits for them."""
+
+from __future__ import annotations
+
+import os
+from asyncio import Future
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from jupyterlab_clearml_session.kernels import port as port_module
+from jupyterlab_clearml_session.kernels.port import KernelPort
+from jupyterlab_clearml_session.kernels.shown import ShownFolder, ShownKernel, Watcher
+from jupyterlab_clearml_session.remote.messages import DELIMITER, IOPUB, SHELL
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> ShownKernel:
+    return ShownFolder(tmp_path / "shown").kernel("k-1")
+
+
+def watcher(kernel: ShownKernel, *, owed: bool = True, again: Any = None) -> Watcher:
+    return Watcher(kernel.browser("page"), again or {}, lambda watcher: owed)
+
+
+class Write(Future[None]):
+    """A write that is done when the test says so."""
+
+    def __init__(self) -> None:
+        self._callbacks_: list[Any] = []
+
+    def add_done_callback(self, function: Any, /, *, context: Any = None) -> None:
+        self._callbacks_.append(function)
+
+    def cancelled(self) -> bool:
+        return False
+
+    def exception(self) -> BaseException | None:
+        return None
+
+    def finish(self) -> None:
+        for function in self._callbacks_:
+            function(self)
+
+
+def test_a_note_outlives_who_took_it_and_is_private(kernel: ShownKernel, tmp_path: Path) -> None:
+    watcher(kernel).sent(IOPUB, b"i-1", waits=False)
+    page = watcher(kernel)
+    page.sent(IOPUB, b"i-2", waits=False)
+    page.sent(SHELL, b"s-1", waits=False)
+    assert kernel.read() == [{IOPUB: "i-2", SHELL: "s-1"}]
+    page.leave()
+    assert kernel.read() == [{IOPUB: "i-2", SHELL: "s-1"}], "the server ends: the next one needs it"
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_note_of_a_page_that_was_closed_goes(kernel: ShownKernel) -> None:
+    page = watcher(kernel, owed=False)
+    page.sent(IOPUB, b"i-1", waits=False)
+    page.leave()
+    page.leave()
+    page.sent(IOPUB, b"i-2", waits=False)
+    assert kernel.read() == []
+
+
+def test_a_message_counts_as_shown_when_the_system_has_it(kernel: ShownKernel) -> None:
+    page = watcher(kernel)
+    first, second = Write(), Write()
+    page.written = first
+    page.sent(IOPUB, b"i-1", waits=True)
+    page.written = second
+    page.sent(IOPUB, b"i-2", waits=True)
+    assert kernel.read() == []
+    first.finish()
+    assert kernel.read() == [{IOPUB: "i-1"}]
+    page.sent(IOPUB, b"i-3", waits=False)
+    second.finish()
+    assert kernel.read() == [{IOPUB: "i-3"}], "a later message was noted already"
+
+
+def test_what_cannot_be_noted_leaves_no_stale_note(
+    kernel: ShownKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = watcher(kernel)
+    page.sent(IOPUB, b"i-1", waits=False)
+
+    def full(*arguments: Any) -> int:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    page.sent(IOPUB, b"i-2", waits=False)
+    assert kernel.read() == []
+
+
+def test_a_page_is_not_sent_again_what_it_was_shown(kernel: ShownKernel) -> None:
+    watcher(kernel).sent(IOPUB, b"i-2", waits=False)
+    page = watcher(kernel, again={IOPUB: ["i-1", "i-2", "i-3"], SHELL: ["s-1"]})
+    assert [page.knows(IOPUB, b"i-%d" % n) for n in range(1, 5)] == [True, True, False, False]
+    assert not page.knows(SHELL, b"s-1")
+
+
+def test_only_a_kernels_id_becomes_a_folder(tmp_path: Path) -> None:
+    for bad in ("", "..", "a/b", "x" * 65, "a\n"):
+        with pytest.raises(ValueError, match="no kernel's id"):
+            ShownFolder(tmp_path).kernel(bad)
+
+
+def test_old_notes_are_removed(tmp_path: Path) -> None:
+    folder = ShownFolder(tmp_path)
+    for name in ("old", "young"):
+        folder.kernel(name).browser("page").close()
+    os.utime(tmp_path / "old", (0, 0))
+    folder.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["young"]
+    ShownFolder(tmp_path / "nothing").tidy()
+
+
+# -- the output of an adopted kernel -----------------------------------------------------------------------
+
+
+class Adopted:
+    """The local end of an adopted kernel, with subscribers."""
+
+    def __init__(self, folder: Path, hold_for: int) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.port = KernelPort(self.context, folder / "k", b"key", "hmac-sha256")
+        self.port.hold_for = hold_for
+        self.port.started({"key": "key", "signature_scheme": "hmac-sha256"})
+
+    def subscribe(self) -> zmq.Socket[Any]:
+        sock: zmq.Socket[Any] = self.context.socket(zmq.SUB)
+        sock.setsockopt(zmq.SUBSCRIBE, b"")
+        sock.connect(f"ipc://{self.port.info['ip']}-{self.port.info['iopub_port']}")
+        assert self.port.sockets[IOPUB].poll(10_000)
+        self.port.subscription()
+        return sock
+
+    def say(self, text: bytes) -> None:
+        self.port.deliver(IOPUB, [b"topic", DELIMITER, text])
+
+    def close(self) -> None:
+        self.port.close()
+        self.context.destroy(linger=0)
+
+
+def heard(sock: zmq.Socket[Any]) -> list[bytes]:
+    """What a subscriber gets, without the welcomes."""
+    found = []
+    while sock.poll(300):
+        message = sock.recv_multipart()
+        if message[0] == b"topic":
+            found.append(message[-1])
+    return found
+
+
+@pytest.fixture
+def adopted(tmp_path: Path) -> Iterator[Adopted]:
+    made = Adopted(tmp_path, hold_for=3)
+    yield made
+    made.close()
+
+
+def test_output_waits_for_all_who_watched_before(adopted: Adopted) -> None:
+    adopted.say(b"1")
+    server = adopted.subscribe()
+    first = adopted.subscribe()
+    adopted.say(b"2")
+    assert heard(first) == []
+    assert not adopted.port.stalled
+    second = adopted.subscribe()
+    assert heard(server) == heard(first) == heard(second) == [b"1", b"2"]
+
+
+def test_output_does_not_wait_for_ever_for_the_second_page(
+    adopted: Adopted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port_module, "HOLD_LIMIT", 0.0)
+    adopted.say(b"1")
+    server = adopted.subscribe()
+    waits = [adopted.port.stalled]
+    page = adopted.subscribe()
+    waits.append(adopted.port.stalled)
+    assert waits == [False, True], "the server alone is nobody"
+    adopted.port.retry()
+    adopted.say(b"2")
+    assert heard(server) == heard(page) == [b"1", b"2"]
