@@ -32,7 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
     """Keep the tests of a file together, and the browser's all in one process of their own."""
     from xdist.scheduler.loadfile import LoadFileScheduling
 
-    class Scheduling(LoadFileScheduling):
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return _BROWSER if nodeid.startswith(_BROWSER) else str(super()._split_scope(nodeid))
 
