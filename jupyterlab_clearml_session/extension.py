@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jupyter_core.paths import jupyter_config_dir, jupyter_data_dir
 from jupyter_server.extension.application import ExtensionApp
@@ -18,6 +19,7 @@ from .local import LocalMode
 from .presets import PresetManager
 from .proxy import strict
 from .proxy.handlers import handlers as proxy_handlers
+from .proxy.handlers import other_spelling
 from .sessions import SessionManager
 
 
@@ -85,7 +87,9 @@ class ClearMLSessionExtension(ExtensionApp):
         self.handlers.extend(api_handlers)
         self.handlers.extend(proxy_handlers)
         assert self.serverapp is not None
-        strict.guard(self.serverapp.web_app)
+        web_app: Any = self.serverapp.web_app
+        strict.guard(web_app)
+        web_app.add_handlers(".*$", other_spelling(self.serverapp.base_url))
 
     async def stop_extension(self) -> None:
         """Close tunnels and relays and end the embedded default. Remote sessions and their kernels go on."""

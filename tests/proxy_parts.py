@@ -15,7 +15,7 @@ from jupyter_server.utils import url_path_join
 from jupyterlab_clearml_session.errors import NotAttached, TunnelDown, UnknownSession
 from jupyterlab_clearml_session.models import Endpoint, Phase, Ref, Session
 from jupyterlab_clearml_session.proxy import strict
-from jupyterlab_clearml_session.proxy.handlers import handlers
+from jupyterlab_clearml_session.proxy.handlers import handlers, other_spelling
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
 SESSION = "0123456789abcdef0123456789abcdef"
@@ -150,4 +150,4 @@ def install(serverapp: Any, manager: FakeManager) -> None:
     strict.guard(serverapp.web_app)
     base_url = serverapp.base_url
     routes = [(url_path_join(base_url, pattern), handler) for pattern, handler in handlers]
-    serverapp.web_app.add_handlers(".*$", routes)
+    serverapp.web_app.add_handlers(".*$", [*routes, *other_spelling(base_url)])

@@ -119,15 +119,16 @@ def test_response_headers() -> None:
         ("Transfer-Encoding", "chunked"),
         ("Strict-Transport-Security", "max-age=1"),
         ("Clear-Site-Data", '"*"'),
-        ("Service-Worker-Allowed", "/"),
         ("Access-Control-Allow-Origin", "*"),
         ("WWW-Authenticate", "Basic"),
         ("Alt-Svc", "h3"),
+        ("Service-Worker-Allowed", "/../../"),
     ]
     assert to_browser(sent, STRIPPED) == [
         ("Content-Type", "text/plain"),
         ("Set-Cookie", "a=1; Path=/base/p/port/3000/"),
         ("Location", "/base/p/port/3000/x"),
+        ("Service-Worker-Allowed", "/base/p/port/3000/"),
     ]
     assert set_cookie_names(sent) == {"a"}
 

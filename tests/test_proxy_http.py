@@ -185,6 +185,15 @@ async def test_prefix_is_kept_for_services_that_know_it(proxy: Proxy) -> None:
     assert proxy.service.requests[-1].target == path
 
 
+async def test_decoded_base_url_leads_to_the_real_one(proxy: Proxy) -> None:
+    assert "%40" in proxy.serverapp.base_url
+    request = head(proxy, "GET", "/x%40y?a=%40").replace(b"/a%40b/", b"/a@b/", 1)
+    answer = await raw(proxy, request)
+    assert answer.startswith(b"HTTP/1.1 307")
+    assert f"Location: {proxy.base}/port/{proxy.service.port}/x%40y?a=%40\r\n".encode() in answer
+    assert proxy.service.requests == []
+
+
 # Here as further down, a table is one test: each would set up a Jupyter server of its own.
 async def test_methods_and_bodies(proxy: Proxy) -> None:
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "REPORT"):

@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
+from urllib.parse import unquote
 
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.utils import ensure_async, url_path_join
@@ -490,6 +491,32 @@ class PortHandler(ProxyHandler):
         prefix = self._prefix(session_id, kind, number)
         tunnel = await self._tunnel(session_id)
         return Route(prefix, port, strip=kind == "port"), tunnel, session_id
+
+
+class SpellingHandler(web.RequestHandler):
+    """``/user/a@b/...`` for ``/user/a%40b/...``: leads to the spelling that Jupyter's routes and cookies have.
+
+    VS Code decodes the path that it is served under before it asks for its parts. Nothing is told here: whoever
+    follows has to log in there.
+    """
+
+    def initialize(self, base_url: str) -> None:
+        """Take Jupyter's spelling."""
+        self._base_url = base_url
+
+    def get(self, *_path: str) -> None:
+        """Lead on."""
+        self.redirect(self._base_url + (self.request.uri or "")[len(unquote(self._base_url)) :], status=307)
+
+    head = get
+
+
+def other_spelling(base_url: str) -> list[tuple[str, type[web.RequestHandler], dict[str, str]]]:
+    """Return the route that catches a base URL whose escapes were decoded; none where it has no escapes."""
+    plain = unquote(base_url)
+    if plain == base_url:
+        return []
+    return [(re.escape(plain) + r"clearml-session/proxy/(.*)", SpellingHandler, {"base_url": base_url})]
 
 
 _ROOT = r"clearml-session/proxy/([^/]+)"

@@ -57,7 +57,6 @@ NOT_TO_BROWSER = frozenset(
         "public-key-pins",
         "report-to",
         "reporting-endpoints",
-        "service-worker-allowed",
         "set-cookie",
         "strict-transport-security",
         "www-authenticate",
@@ -150,6 +149,8 @@ def to_browser(headers: Iterable[tuple[str, str]], route: Route) -> Headers:
             cookie = confine_cookie(value, route)
             if cookie:
                 result.append((name, cookie))
+        elif key == "service-worker-allowed":
+            result.append((name, route.prefix + "/"))  # what lies below is the remote's anyway
         elif key not in dropped and not key.startswith("access-control-"):
             result.append((name, value))
     return result

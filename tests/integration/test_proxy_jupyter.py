@@ -31,16 +31,15 @@ MEMORY = 64 << 20
 
 
 @contextlib.asynccontextmanager
-async def remote_lab(home: Path) -> AsyncIterator[int]:
+async def remote_lab(home: Path, python: str = sys.executable) -> AsyncIterator[int]:
     """Run a JupyterLab at ``/`` with a token, as the remote script does; yield its port."""
     (home / "root").mkdir(parents=True)
     env = {name: value for name, value in os.environ.items() if not name.startswith("JUPYTER")}
     env |= {"HOME": str(home), "WHERE": "over there", "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        python,
         "-m",
-        "jupyter",
-        "lab",
+        "jupyterlab",
         "--no-browser",
         "--allow-root",
         "--ip=127.0.0.1",
@@ -71,20 +70,42 @@ async def remote_lab(home: Path) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def proxied_lab(serverapp: Any, home: Path) -> AsyncIterator[str]:
-    """Yield the local path of a proxied remote JupyterLab, with a final slash."""
-    async with ssh_server() as server, remote_lab(home) as port:
+async def proxied(serverapp: Any, ports: dict[str, int]) -> AsyncIterator[str]:
+    """Put the proxy into a server, over a real tunnel; yield the local path of the session, with a final slash."""
+    async with ssh_server() as server:
 
         async def target() -> Any:
             return server.target()
 
         tunnel = Tunnel(target)
         tunnel.start()
-        install(serverapp, FakeManager(tunnel, {"jupyter": port}))
+        await tunnel.wait_up(10)
+        install(serverapp, FakeManager(tunnel, ports))
         try:
-            yield f"{serverapp.base_url}clearml-session/proxy/{SESSION}/jupyter/"
+            yield f"{serverapp.base_url}clearml-session/proxy/{SESSION}/"
         finally:
             await tunnel.close()
+
+
+@contextlib.asynccontextmanager
+async def proxied_lab(serverapp: Any, home: Path, python: str = sys.executable) -> AsyncIterator[str]:
+    """Yield the local path of a proxied remote JupyterLab, with a final slash."""
+    async with remote_lab(home, python) as port, proxied(serverapp, {"jupyter": port}) as path:
+        yield f"{path}jupyter/"
+
+
+@contextlib.asynccontextmanager
+async def chromium_page() -> AsyncIterator[Any]:
+    """Yield a page of a new browser; without one, skip as the browser's tests do."""
+    from playwright.async_api import async_playwright
+
+    async with async_playwright() as playwright:
+        chromium = find_chromium(playwright)
+        if chromium is None and not os.environ.get("CLEARML_SESSION_REQUIRE_BROWSER"):
+            pytest.skip(HOW_TO)
+        browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield await browser.new_page()
+        await browser.close()
 
 
 def tokens(serverapp: Any) -> dict[str, str]:
@@ -92,14 +113,7 @@ def tokens(serverapp: Any) -> dict[str, str]:
 
 
 async def test_browser(jp_serverapp: Any, jp_fetch: Any, tmp_path: Path) -> None:
-    from playwright.async_api import async_playwright
-
-    async with proxied_lab(jp_serverapp, tmp_path / "home") as path, async_playwright() as playwright:
-        chromium = find_chromium(playwright)
-        if chromium is None and not os.environ.get("CLEARML_SESSION_REQUIRE_BROWSER"):
-            pytest.skip(HOW_TO)
-        browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        page = await browser.new_page()
+    async with proxied_lab(jp_serverapp, tmp_path / "home") as path, chromium_page() as page:
         failed: list[str] = []
 
         def note(answer: Any) -> None:
@@ -118,7 +132,9 @@ async def test_browser(jp_serverapp: Any, jp_fetch: Any, tmp_path: Path) -> None
         await page.wait_for_selector("text=over there 42", timeout=60_000)
         assert REMOTE_TOKEN not in await page.content()
         assert failed == []
-        await browser.close()
+        await page.goto(f"{origin}{path}nosuch")
+        assert "404" in await page.content()
+        assert REMOTE_TOKEN not in await page.content()
 
 
 async def test_api_terminal_and_kernel(jp_serverapp: Any, jp_fetch: Any, tmp_path: Path) -> None:
@@ -158,21 +174,13 @@ async def test_large_file_up_and_down_unchanged_in_little_memory(
     for _ in range(size >> 20):
         expected.update(block)
 
-    async with ssh_server() as server, RemoteService(swallow_and_send) as service:
-
-        async def target() -> Any:
-            return server.target()
-
-        tunnel = Tunnel(target)
-        tunnel.start()
-        install(jp_serverapp, FakeManager(tunnel, {}))
-        path = f"{jp_serverapp.base_url}clearml-session/proxy/{SESSION}/port/{service.port}/x"
+    async with RemoteService(swallow_and_send) as service, proxied(jp_serverapp, {}) as session:
+        path = f"{session}port/{service.port}/x"
         lines = [
             f"Host: 127.0.0.1:{jp_serverapp.port}",
             f"Authorization: {tokens(jp_serverapp)['Authorization']}",
         ]
         reader, writer = await asyncio.open_connection("127.0.0.1", jp_serverapp.port, limit=1 << 18)
-        await tunnel.wait_up(10)
         # Both ends, both servers and the SSH server between them are in this one process.
         process = psutil.Process()
         before = peak = process.memory_info().rss
@@ -197,7 +205,6 @@ async def test_large_file_up_and_down_unchanged_in_little_memory(
             left -= len(data)
             peak = max(peak, process.memory_info().rss)
         writer.close()
-        await tunnel.close()
         zeros = hashlib.sha256()
         for _ in range(size >> 20):
             zeros.update(bytes(1 << 20))
