@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from asyncio import Future
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import zmq
 
 from jupyterlab_clearml_session.kernels import port as port_module
 from jupyterlab_clearml_session.kernels.port import KernelPort
-from jupyterlab_clearml_session.kernels.shown import ShownFolder, ShownKernel, Watcher
+from jupyterlab_clearml_session.kernels.shown import INTERVAL, ShownFolder, ShownKernel, Watcher
 from jupyterlab_clearml_session.remote.messages import DELIMITER, IOPUB, SHELL
 
 
@@ -26,81 +26,79 @@ def watcher(kernel: ShownKernel, *, owed: bool = True, again: Any = None) -> Wat
     return Watcher(kernel.browser("page"), again or {}, lambda watcher: owed)
 
 
-class Write(Future[None]):
-    """A write that is done when the test says so."""
-
-    def __init__(self) -> None:
-        self._callbacks_: list[Any] = []
-
-    def add_done_callback(self, function: Any, /, *, context: Any = None) -> None:
-        self._callbacks_.append(function)
-
-    def cancelled(self) -> bool:
-        return False
-
-    def exception(self) -> BaseException | None:
-        return None
-
-    def finish(self) -> None:
-        for function in self._callbacks_:
-            function(self)
+async def written() -> None:
+    """Wait until what was noted is in the file."""
+    await asyncio.sleep(2 * INTERVAL)
 
 
-def test_a_note_outlives_who_took_it_and_is_private(kernel: ShownKernel, tmp_path: Path) -> None:
-    watcher(kernel).sent(IOPUB, b"i-1", waits=False)
+async def test_a_note_outlives_who_took_it_and_is_private(kernel: ShownKernel, tmp_path: Path) -> None:
     page = watcher(kernel)
+    page.sent(IOPUB, b"i-1", waits=False)
     page.sent(IOPUB, b"i-2", waits=False)
     page.sent(SHELL, b"s-1", waits=False)
+    assert kernel.read() == [], "not for each message"
+    await written()
     assert kernel.read() == [{IOPUB: "i-2", SHELL: "s-1"}]
+    page.sent(IOPUB, b"i-3", waits=False)
     page.leave()
-    assert kernel.read() == [{IOPUB: "i-2", SHELL: "s-1"}], "the server ends: the next one needs it"
+    assert kernel.read() == [{IOPUB: "i-3", SHELL: "s-1"}], "the server ends: the next one needs it"
     for path in tmp_path.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_the_note_of_a_page_that_was_closed_goes(kernel: ShownKernel) -> None:
+async def test_the_note_of_a_page_that_was_closed_goes(kernel: ShownKernel) -> None:
     page = watcher(kernel, owed=False)
     page.sent(IOPUB, b"i-1", waits=False)
     page.leave()
     page.leave()
     page.sent(IOPUB, b"i-2", waits=False)
+    await written()
     assert kernel.read() == []
 
 
-def test_a_message_counts_as_shown_when_the_system_has_it(kernel: ShownKernel) -> None:
+async def test_a_message_counts_as_shown_when_the_system_has_it(kernel: ShownKernel) -> None:
     page = watcher(kernel)
-    first, second = Write(), Write()
-    page.written = first
-    page.sent(IOPUB, b"i-1", waits=True)
-    page.written = second
-    page.sent(IOPUB, b"i-2", waits=True)
+    first, second, lost = (asyncio.get_running_loop().create_future() for _ in range(3))
+    for number, write in enumerate((first, second, lost), 1):
+        page.written = write
+        page.sent(IOPUB, b"i-%d" % number, waits=True)
+    await written()
     assert kernel.read() == []
-    first.finish()
+    first.set_result(None)
+    await written()
     assert kernel.read() == [{IOPUB: "i-1"}]
-    page.sent(IOPUB, b"i-3", waits=False)
-    second.finish()
-    assert kernel.read() == [{IOPUB: "i-3"}], "a later message was noted already"
+    page.sent(IOPUB, b"i-4", waits=False)
+    second.set_result(None)
+    lost.set_exception(OSError())
+    await written()
+    assert kernel.read() == [{IOPUB: "i-4"}], "a later message was noted already"
+    page.leave()
 
 
-def test_what_cannot_be_noted_leaves_no_stale_note(
+async def test_what_cannot_be_noted_leaves_no_stale_note(
     kernel: ShownKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = watcher(kernel)
     page.sent(IOPUB, b"i-1", waits=False)
+    await written()
 
     def full(*arguments: Any) -> int:
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "pwrite", full)
     page.sent(IOPUB, b"i-2", waits=False)
+    await written()
     assert kernel.read() == []
 
 
-def test_a_page_is_not_sent_again_what_it_was_shown(kernel: ShownKernel) -> None:
-    watcher(kernel).sent(IOPUB, b"i-2", waits=False)
+async def test_a_page_is_not_sent_again_what_it_was_shown(kernel: ShownKernel) -> None:
+    before = watcher(kernel)
+    before.sent(IOPUB, b"i-2", waits=False)
+    before.leave()
     page = watcher(kernel, again={IOPUB: ["i-1", "i-2", "i-3"], SHELL: ["s-1"]})
     assert [page.knows(IOPUB, b"i-%d" % n) for n in range(1, 5)] == [True, True, False, False]
     assert not page.knows(SHELL, b"s-1")
+    page.leave()
 
 
 def test_only_a_kernels_id_becomes_a_folder(tmp_path: Path) -> None:

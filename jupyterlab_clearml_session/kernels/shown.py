@@ -1,19 +1,22 @@
 """What each browser was last shown of a remote kernel, on disk: so that a replay after a crash is exact.
 
 A server that is killed takes along what it had received and not yet passed on. What a browser got before, only the
-killed server knew. So for each message that has gone out to a browser its id is written to a file: one `pwrite`,
-which the kernel's page cache keeps when the process is killed.
+killed server knew. So the id of the last message that has gone out to a browser is written to a file, which the
+system's page cache keeps when the process is killed.
+
+Not for each message: a flood would be a tenth slower (each system call lets another thread take the interpreter).
+So up to `INTERVAL` of output can come twice; JupyterLab's pages pass over it, by the ids of the messages.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import re
 import shutil
 import time
-from asyncio import Future
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,8 @@ from ..remote.messages import CONTROL, IOPUB, SHELL, STDIN
 KERNEL_ID = r"[\w-]{1,64}"
 CELL = 128
 """Bytes for the id of one channel's last message."""
+INTERVAL = 0.02
+"""Seconds between two writes."""
 CHANNELS = (SHELL, IOPUB, STDIN, CONTROL)
 FORGET_AFTER = 15 * 24 * 3600.0
 """Seconds after which what is noted of a kernel is of no use: no helper waits longer for a client."""
@@ -126,11 +131,13 @@ class Watcher:
     def __init__(
         self, note: ShownBrowser, again: Mapping[int, list[str]], owed: Callable[[Watcher], bool]
     ) -> None:
-        self.written: Future[None] | None = None
+        self.written: asyncio.Future[None] | None = None
         """The websocket's last write."""
         self._note: ShownBrowser | None = note
         self._owed = owed
         self._count = 0
+        self._due: dict[int, bytes] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._noted: dict[int, int] = {}
         self._known: set[tuple[int, bytes]] = set()
         for channel, last in note.read().items():
@@ -152,6 +159,7 @@ class Watcher:
 
     def leave(self) -> None:
         """The websocket has closed."""
+        self._write()
         note, self._note = self._note, None
         if note is None:
             return
@@ -160,7 +168,7 @@ class Watcher:
         else:
             note.remove()
 
-    def _gone_out(self, channel: int, message: bytes, number: int, written: Future[None]) -> None:
+    def _gone_out(self, channel: int, message: bytes, number: int, written: asyncio.Future[None]) -> None:
         if not written.cancelled() and written.exception() is None:
             self._take_note(channel, message, number)
 
@@ -168,9 +176,21 @@ class Watcher:
         if self._note is None or number < self._noted.get(channel, 0):
             return
         self._noted[channel] = number
+        self._due[channel] = message
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._write)
+
+    def _write(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._note is None:
+            return
         try:
-            self._note.note(channel, message)
+            for channel, message in self._due.items():
+                self._note.note(channel, message)
         except OSError:
             # An old note would be worse than none.
             self._note.remove()
             self._note = None
+        self._due.clear()
