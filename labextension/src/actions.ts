@@ -11,7 +11,8 @@ export type Action =
   | 'terminal'
   | 'files'
   | 'port'
-  | 'forward'
+  | 'ssh'
+  | 'forwards'
   | 'kernels'
   | 'attach'
   | 'detach'
@@ -19,6 +20,7 @@ export type Action =
   | 'log'
   | 'store'
   | 'shutdown'
+  | 'again'
   | 'delete'
   | 'dismiss';
 
@@ -47,7 +49,8 @@ export function can(session: ISession, action: Action): boolean {
     case 'files':
       return isReachable(session) && Boolean(session.endpoints.jupyter);
     case 'port':
-    case 'forward':
+    case 'ssh':
+    case 'forwards':
     case 'kernels':
       return isReachable(session);
     case 'attach':
@@ -65,6 +68,7 @@ export function can(session: ISession, action: Action): boolean {
       return session.phase === 'ready' && Boolean(session.spec.store_workspace);
     case 'shutdown':
       return isLive(session) && session.phase !== 'stopping';
+    case 'again':
     case 'delete':
       return !isLive(session);
     case 'dismiss':

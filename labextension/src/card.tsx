@@ -16,7 +16,7 @@ import { ago, phaseKind, phaseName } from './text';
 /** Commands behind the "more" button, in groups. */
 const MENU: ReadonlyArray<ReadonlyArray<string>> = [
   [CommandIDs.openJupyterBrowser, CommandIDs.openVscodeBrowser],
-  [CommandIDs.openPort, CommandIDs.forward, CommandIDs.kernels],
+  [CommandIDs.openPort, CommandIDs.ssh, CommandIDs.forwards, CommandIDs.kernels],
   [CommandIDs.log, CommandIDs.storeWorkspace],
   [CommandIDs.reconnect, CommandIDs.detach],
   [CommandIDs.copyId, CommandIDs.openWeb]
@@ -165,6 +165,7 @@ function Actions(props: ICardProps): JSX.Element | null {
       ? [CommandIDs.reconnect]
       : []),
     ...(WITH_LOG.has(session.phase) ? [CommandIDs.log] : []),
+    CommandIDs.again,
     CommandIDs.dismiss,
     ...(session.phase === 'failed' ? [] : [CommandIDs.deleteSession]),
     CommandIDs.shutdown
@@ -245,6 +246,7 @@ function MoreButton(props: ICardProps): JSX.Element {
 /** Open a menu below a button; it is disposed when it closes, and the focus goes back. */
 export function openMenu(menu: Menu, button: HTMLElement): void {
   const { left, bottom } = button.getBoundingClientRect();
+  menu.addClass('jp-ClearML-menu');
   menu.aboutToClose.connect(() => {
     button.focus();
     // The command is run after the menu has closed.

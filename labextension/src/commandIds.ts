@@ -4,6 +4,8 @@
 export namespace CommandIDs {
   export const openPanel = 'clearml-session:open-panel';
   export const newSession = 'clearml-session:new';
+  export const newWithRepository = 'clearml-session:new-with-repository';
+  export const importPresets = 'clearml-session:import-presets';
   export const attachById = 'clearml-session:attach-by-id';
   export const debugTask = 'clearml-session:debug-task';
   export const refresh = 'clearml-session:refresh';
@@ -16,7 +18,8 @@ export namespace CommandIDs {
   export const openTerminal = 'clearml-session:open-terminal';
   export const openFiles = 'clearml-session:open-files';
   export const openPort = 'clearml-session:open-port';
-  export const forward = 'clearml-session:forward-port';
+  export const ssh = 'clearml-session:ssh-command';
+  export const forwards = 'clearml-session:forwarded-ports';
   export const kernels = 'clearml-session:running-kernels';
   export const attach = 'clearml-session:attach';
   export const detach = 'clearml-session:detach';
@@ -24,6 +27,7 @@ export namespace CommandIDs {
   export const log = 'clearml-session:show-log';
   export const storeWorkspace = 'clearml-session:store-workspace';
   export const shutdown = 'clearml-session:shut-down';
+  export const again = 'clearml-session:launch-again';
   export const deleteSession = 'clearml-session:delete';
   export const dismiss = 'clearml-session:dismiss';
   export const copyId = 'clearml-session:copy-id';
@@ -33,11 +37,13 @@ export namespace CommandIDs {
 /** Commands that make sense without a session, in the order of the palette. */
 export const GLOBAL_COMMANDS = [
   CommandIDs.newSession,
+  CommandIDs.newWithRepository,
   CommandIDs.attachById,
   CommandIDs.debugTask,
   CommandIDs.openPanel,
   CommandIDs.refresh,
   CommandIDs.toggleAllUsers,
+  CommandIDs.importPresets,
   CommandIDs.cleanUp
 ] as const;
 
@@ -48,6 +54,8 @@ export const SESSION_COMMANDS = [
   CommandIDs.openTerminal,
   CommandIDs.openFiles,
   CommandIDs.openPort,
+  CommandIDs.ssh,
+  CommandIDs.forwards,
   CommandIDs.kernels,
   CommandIDs.log,
   CommandIDs.shutdown

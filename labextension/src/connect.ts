@@ -1,20 +1,15 @@
 /** Connects a notebook or a console to a kernel that lives on a session already. */
 import type { JupyterFrontEnd } from '@jupyterlab/application';
-import type { ISessionContext } from '@jupyterlab/apputils';
 import { InputDialog } from '@jupyterlab/apputils';
 import type { Contents } from '@jupyterlab/services';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import { UUID } from '@lumino/coreutils';
 import type { Widget } from '@lumino/widgets';
 
+import type { IHasContext } from './kernelLink';
 import type { SessionAPI } from './request';
 import type { IRemoteKernel, ISession } from './tokens';
 import { shortId } from './tokens';
-
-/** A notebook or a console: what they have in common without depending on either. */
-interface IHasContext {
-  sessionContext: ISessionContext;
-}
 
 /** What of the application is needed. */
 type App = Pick<JupyterFrontEnd, 'commands' | 'shell' | 'serviceManager'>;
@@ -92,7 +87,7 @@ async function startSession(
   session.dispose(); // the connection, not the session: what is opened makes its own
 }
 
-function hasContext(widget: Widget): widget is Widget & IHasContext {
-  const context = (widget as Partial<IHasContext>).sessionContext;
+function hasContext(widget: Widget): widget is IHasContext {
+  const { sessionContext: context } = widget as unknown as Partial<IHasContext>;
   return typeof context?.changeKernel === 'function';
 }

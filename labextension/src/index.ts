@@ -1,8 +1,8 @@
 /** The plugins: they put the parts together and hold nothing. */
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ILayoutRestorer } from '@jupyterlab/application';
-import { ICommandPalette } from '@jupyterlab/apputils';
-import { IFileBrowserFactory } from '@jupyterlab/filebrowser';
+import { ICommandPalette, IToolbarWidgetRegistry } from '@jupyterlab/apputils';
+import { IDefaultFileBrowser, IFileBrowserFactory } from '@jupyterlab/filebrowser';
 import { ILauncher } from '@jupyterlab/launcher';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
@@ -11,6 +11,9 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { addCommands } from './commands';
 import { CommandIDs, GLOBAL_COMMANDS, SESSION_COMMANDS } from './commandIds';
+import { chosenFolder, shownFolder } from './folder';
+import type { IHasContext } from './kernelLink';
+import { KernelLink } from './kernelLink';
 import { Launcher } from './launchDialog';
 import { SessionModel } from './model';
 import { PANEL_ID, PanelWidget } from './panel';
@@ -66,7 +69,8 @@ const plugin: JupyterFrontEndPlugin<void> = {
     ILayoutRestorer,
     ICommandPalette,
     ILauncher,
-    IFileBrowserFactory
+    IFileBrowserFactory,
+    IDefaultFileBrowser
   ],
   activate: (
     app: JupyterFrontEnd,
@@ -76,11 +80,13 @@ const plugin: JupyterFrontEndPlugin<void> = {
     restorer: ILayoutRestorer | null,
     palette: ICommandPalette | null,
     launcher: ILauncher | null,
-    fileBrowserFactory: IFileBrowserFactory | null
+    fileBrowserFactory: IFileBrowserFactory | null,
+    defaultFileBrowser: IDefaultFileBrowser | null
   ): void => {
     const translator = translatorOrNull ?? nullTranslator;
     const trans = translator.load(TRANSLATION_DOMAIN);
     const { commands, shell } = app;
+    const { contents } = app.serviceManager;
 
     let settings: ISettingRegistry.ISettings | null = null;
     settingRegistry
@@ -110,7 +116,13 @@ const plugin: JupyterFrontEndPlugin<void> = {
       progress: new Progress(sessions, commands, trans),
       trans,
       showPanel: () => shell.activateById(PANEL_ID),
-      confirmShutdown: () => settings?.get('confirmShutdown').composite !== false
+      confirmShutdown: () => settings?.get('confirmShutdown').composite !== false,
+      shownFolder: () => shownFolder(defaultFileBrowser, contents),
+      chosenFolder: () =>
+        chosenFolder(
+          fileBrowserFactory?.tracker.currentWidget ?? defaultFileBrowser,
+          contents
+        )
     });
 
     shell.add(panel, 'left', { rank: 600, type: 'ClearML' });
@@ -155,6 +167,36 @@ const status: JupyterFrontEndPlugin<void> = {
   }
 };
 
+/** The kinds of documents that have a kernel and a toolbar that others can add to. */
+const WITH_KERNEL = ['Notebook', 'ConsolePanel'];
+
+const kernelLink: JupyterFrontEndPlugin<void> = {
+  id: `${EXTENSION_ID}:kernel-link`,
+  description:
+    'Tells in notebooks and consoles that the way to their kernel is broken.',
+  autoStart: true,
+  requires: [IClearMLSessions, IToolbarWidgetRegistry],
+  optional: [ITranslator],
+  activate: (
+    app: JupyterFrontEnd,
+    model: ISessionModel,
+    toolbars: IToolbarWidgetRegistry,
+    translator: ITranslator | null
+  ): void => {
+    const trans = (translator ?? nullTranslator).load(TRANSLATION_DOMAIN);
+    const showPanel = () => void app.commands.execute(CommandIDs.openPanel);
+    for (const kind of WITH_KERNEL) {
+      // Where it stands in the toolbar is said in schema/plugin.json.
+      toolbars.addFactory<IHasContext>(
+        kind,
+        'clearml-kernel-link',
+        widget =>
+          new KernelLink({ model, context: widget.sessionContext, trans, showPanel })
+      );
+    }
+  }
+};
+
 /** Terminals on a session look like the local ones. */
 async function terminalOptions(
   registry: ISettingRegistry | null
@@ -167,5 +209,5 @@ async function terminalOptions(
   }
 }
 
-const plugins: JupyterFrontEndPlugin<unknown>[] = [model, plugin, status];
+const plugins: JupyterFrontEndPlugin<unknown>[] = [model, plugin, status, kernelLink];
 export default plugins;

@@ -1,14 +1,17 @@
 /** The launch dialog: drawn from the server's schema, closed only when the session was accepted or the user says so. */
 import { Dialog, ReactWidget, UseSignal } from '@jupyterlab/apputils';
 import type { ITranslator, TranslationBundle } from '@jupyterlab/translation';
-import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import * as React from 'react';
 
 import { ErrorBox } from './card';
-import { DEFAULTS, LAST_USED, LaunchDraft } from './launchDraft';
+import { BodyDialog, OWN_ENTER, useKeptFocus } from './dialog';
+import type { ILaunchRequest } from './launchDraft';
+import { AGAIN, DEFAULTS, LAST_USED, LaunchDraft } from './launchDraft';
+import { RepositoryBox } from './repositoryBox';
 import { SpecForm } from './specForm';
-import type { ISession, ISessionModel, LaunchSpec } from './tokens';
-import { TRANSLATION_DOMAIN } from './tokens';
+import { importedText } from './text';
+import type { ISession, ISessionModel } from './tokens';
+import { IMPORTED_PRESET, TRANSLATION_DOMAIN } from './tokens';
 
 /** Opens the dialog; keeps what was typed until it was launched. */
 export class Launcher {
@@ -18,12 +21,12 @@ export class Launcher {
   ) {}
 
   /** Ask for the options and launch; null when the user closed the dialog. */
-  async launch(overrides: ReadonlyPartialJSONObject = {}): Promise<ISession | null> {
+  async launch(request: ILaunchRequest = {}): Promise<ISession | null> {
     if (this._dialog) {
       return null; // it is open already
     }
     const draft = (this._draft = this._draft ?? new LaunchDraft(this._model.api));
-    void draft.load(overrides as LaunchSpec);
+    void draft.load(request);
     this._dialog = new LaunchDialog(draft, this._translator);
     try {
       await this._dialog.launch();
@@ -41,14 +44,11 @@ export class Launcher {
   private _dialog: LaunchDialog | null = null;
 }
 
-/** Marks controls in which Enter means something else than Launch. */
-const OWN_ENTER = 'data-own-enter';
-
 /** Where the hands are when the dialog opens. */
 const FIRST_CONTROL = '[data-field] :is(select, input, textarea)';
 
 /** A dialog whose Launch button closes it only when the launch was accepted. */
-class LaunchDialog extends Dialog<void> {
+class LaunchDialog extends BodyDialog {
   constructor(
     private readonly _draft: LaunchDraft,
     translator: ITranslator
@@ -59,10 +59,7 @@ class LaunchDialog extends Dialog<void> {
       body: new LaunchBody(_draft, trans),
       buttons: [
         Dialog.cancelButton({ label: trans.__('Cancel') }),
-        Dialog.okButton({
-          label: trans.__('Launch'),
-          className: 'jp-ClearML-launchButton'
-        })
+        Dialog.okButton({ label: trans.__('Launch') })
       ],
       defaultButton: 1,
       focusNodeSelector: FIRST_CONTROL
@@ -74,16 +71,6 @@ class LaunchDialog extends Dialog<void> {
 
   /** What was launched. */
   session: ISession | null = null;
-
-  override handleEvent(event: Event): void {
-    const own =
-      event instanceof KeyboardEvent &&
-      event.key === 'Enter' &&
-      (event.target as Element).closest(`[${OWN_ENTER}]`);
-    if (!own) {
-      super.handleEvent(event);
-    }
-  }
 
   override resolve(index?: number): void {
     if (index === 0) {
@@ -111,12 +98,7 @@ class LaunchDialog extends Dialog<void> {
   }
 
   private _onDraft(): void {
-    const button = this.node.querySelector<HTMLButtonElement>(
-      '.jp-ClearML-launchButton'
-    );
-    if (button) {
-      button.disabled = this._draft.busy !== null || this._draft.schema === null;
-    }
+    this.acceptable = this._draft.launchable;
   }
 }
 
@@ -147,15 +129,17 @@ interface ILaunchFormProps {
 export function LaunchForm({ draft, trans }: ILaunchFormProps): JSX.Element {
   const box = React.useRef<HTMLDivElement>(null);
   const drawn = draft.schema !== null;
+  useKeptFocus(box);
   const focus = (selector: string) =>
     box.current?.querySelector<HTMLElement>(selector)?.focus();
   React.useEffect(() => focus(FIRST_CONTROL), [drawn]);
   React.useEffect(() => focus('[aria-invalid="true"]'), [draft.refused]);
   return (
-    <div ref={box} className="jp-ClearML-launchForm">
+    <div ref={box} className="jp-ClearML-launchForm" tabIndex={-1}>
       {draft.schema && (
         <>
           <Presets draft={draft} trans={trans} />
+          <RepositoryBox draft={draft} trans={trans} />
           {draft.groups().map((group, index) => (
             <Group
               key={group}
@@ -268,6 +252,11 @@ function Presets({ draft, trans }: ILaunchFormProps): JSX.Element {
           value={draft.chosen}
           onChange={event => draft.choose(event.target.value)}
         >
+          {draft.again && (
+            <option value={AGAIN}>
+              {trans.__('The session “%1”', draft.again.name)}
+            </option>
+          )}
           <option value={DEFAULTS}>{trans.__('Defaults')}</option>
           {draft.presets.last && Object.keys(draft.presets.last).length > 0 && (
             <option value={LAST_USED}>{trans.__('Last launch')}</option>
@@ -297,6 +286,19 @@ function Presets({ draft, trans }: ILaunchFormProps): JSX.Element {
               onClick={() => void draft.deletePreset()}
             >
               {trans.__('Delete Preset')}
+            </button>
+          )}
+          {draft.presets.importable && !names.includes(IMPORTED_PRESET) && (
+            <button
+              type="button"
+              className="jp-ClearML-button"
+              data-action="import-presets"
+              title={trans.__(
+                'Take over what the clearml-session command line remembers'
+              )}
+              onClick={() => void draft.importPresets()}
+            >
+              {trans.__('Import from Command Line')}
             </button>
           )}
         </div>
@@ -335,6 +337,16 @@ function Presets({ draft, trans }: ILaunchFormProps): JSX.Element {
           </button>
         </div>
       )}
+      {draft.refusedImports && (
+        <p role="status" className="jp-ClearML-dim">
+          {importedText(draft.refusedImports, trans)}
+        </p>
+      )}
+      {(draft.presets.messages ?? []).map(message => (
+        <p key={message} className="jp-ClearML-note">
+          {message}
+        </p>
+      ))}
     </div>
   );
 }

@@ -5,6 +5,7 @@
 import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 
+import { RepositoryOffer } from './repository';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
 import type {
@@ -16,6 +17,7 @@ import type {
   LaunchSpec,
   SpecValue
 } from './tokens';
+import { IMPORTED_PRESET } from './tokens';
 
 /** Options that belong to one launch: not taken over from the last one. */
 const ONCE = new Set([
@@ -31,23 +33,52 @@ const ONCE = new Set([
 /** Values of the preset menu that are not names of presets. */
 export const LAST_USED = ':last';
 export const DEFAULTS = ':defaults';
+export const AGAIN = ':again';
+
+/** The preset of this name, where there is one, is what a new launch starts from. */
+const DEFAULT_PRESET = 'default';
+
+/** What the dialog is opened with. */
+export interface ILaunchRequest {
+  /** Options that are given from the start. */
+  spec?: LaunchSpec;
+  /** Begin with all options of this session, whatever stood in the dialog. */
+  again?: { name: string; spec: LaunchSpec };
+  /** The folder whose repository is offered; null where there is none. */
+  folder?: string | null;
+  /** That repository is asked for: take it at once, or say why not. */
+  withRepository?: boolean;
+}
 
 /** Messages by option; nested ones as `clone_repo.url`. */
 export type FieldErrors = { [option: string]: string };
 
 /** The options, what the server offers for them, and what is wrong with them. */
 export class LaunchDraft {
-  constructor(private readonly _api: SessionAPI) {}
+  constructor(private readonly _api: SessionAPI) {
+    this.repository = new RepositoryOffer(_api);
+    this.repository.changed.connect(() => this._changed.emit());
+  }
 
   get changed(): ISignal<this, void> {
     return this._changed;
   }
 
+  /** The repository that can be cloned. */
+  readonly repository: RepositoryOffer;
+  /** Whether it was asked for: then it is also told why it cannot be. */
+  repositoryAsked = false;
+  /** Whether it is cloned. */
+  repositoryTaken = false;
+  /** The session that is launched again, if one is. */
+  again: { name: string; spec: LaunchSpec } | null = null;
+  /** What came of the last import of presets: the options that were not understood. */
+  refusedImports: ReadonlyArray<string> | null = null;
   /** Null until loaded. */
   schema: ISpecSchema | null = null;
   queues: ReadonlyArray<IQueue> = [];
   presets: IPresets = { presets: {}, last: null };
-  /** `LAST_USED`, `DEFAULTS` or the name of a preset. */
+  /** `LAST_USED`, `DEFAULTS`, `AGAIN` or the name of a preset. */
   chosen = DEFAULTS;
   values: LaunchSpec = {};
   errors: FieldErrors = {};
@@ -59,8 +90,14 @@ export class LaunchDraft {
   busy: 'loading' | 'launching' | 'saving' | null = null;
 
   /** Ask for what the dialog is drawn from; what was typed stays. */
-  async load(overrides: LaunchSpec = {}): Promise<void> {
+  async load(request: ILaunchRequest = {}): Promise<void> {
     const first = this.schema === null;
+    this.again = request.again ?? this.again;
+    this.refusedImports = null;
+    if (request.spec?.debugging_session) {
+      this.takeRepository(false); // it has the repository of its Task
+    }
+    const looking = this._offer(request);
     await this._during('loading', async () => {
       const [schema, queues, presets] = await Promise.all([
         this._api.schema(),
@@ -70,12 +107,14 @@ export class LaunchDraft {
       this.schema = schema;
       this.queues = queues;
       this.presets = presets;
-      if (first) {
-        const last = presets.last;
-        this.choose(last && Object.keys(last).length > 0 ? LAST_USED : DEFAULTS);
+      if (request.again) {
+        this.choose(AGAIN);
+      } else if (first) {
+        this.choose(this._first());
       }
-      this.set(overrides);
+      this.set(request.spec ?? {});
     });
+    await looking;
   }
 
   /** Take some values over from the form. */
@@ -86,6 +125,9 @@ export class LaunchDraft {
       }
     }
     this.values = { ...this.values, ...values };
+    if (!sameRepository(this.values.clone_repo, this.repository.found?.clone_repo)) {
+      this.repositoryTaken = false; // changed by hand
+    }
     this._changed.emit();
   }
 
@@ -95,16 +137,45 @@ export class LaunchDraft {
     const spec =
       name === LAST_USED
         ? withoutOnce(this.presets.last ?? {})
-        : (this.presets.presets[name] ?? {});
+        : name === AGAIN
+          ? (this.again?.spec ?? {})
+          : (this.presets.presets[name] ?? {});
     this.values = { ...this._defaults(), ...known(spec, this.schema) };
     this.errors = {};
     this.failure = null;
-    this._changed.emit();
+    if (spec.clone_repo) {
+      this.repositoryTaken = false; // it brings its own
+    }
+    this.takeRepository(this.repositoryTaken);
   }
 
-  /** Keep the options under a name; the password is left out. */
+  /** Look at the repository again; what is taken of it is what is shown. */
+  async lookAgain(): Promise<void> {
+    await this._look(this.repository.folder ?? '', this.repositoryTaken);
+  }
+
+  /** Clone the repository that was found, as it is shown, or do not. */
+  takeRepository(taken: boolean): void {
+    const { found } = this.repository;
+    const was = this.repositoryTaken;
+    this.repositoryTaken = taken && found !== null;
+    if (this.repositoryTaken && found) {
+      this.set({ clone_repo: found.clone_repo });
+    } else if (was) {
+      this.set({ clone_repo: {} });
+    } else {
+      this._changed.emit();
+    }
+  }
+
+  /**
+   * Keep the options under a name. Left out are the password, and a repository as it happens to be just now.
+   */
   async savePreset(name: string): Promise<boolean> {
     const { password: _, ...spec } = this.spec();
+    if (this.repositoryTaken) {
+      delete spec.clone_repo;
+    }
     return this._during('saving', async () => {
       this.presets = await this._api.savePreset(name, spec);
       this.chosen = name;
@@ -117,6 +188,16 @@ export class LaunchDraft {
     return this._during('saving', async () => {
       this.presets = await this._api.deletePreset(name);
       this.chosen = DEFAULTS;
+    });
+  }
+
+  /** Make a preset of what the command line remembered, and begin with it. */
+  async importPresets(): Promise<boolean> {
+    return this._during('saving', async () => {
+      const { refused, ...presets } = await this._api.importPresets();
+      this.presets = presets;
+      this.refusedImports = refused;
+      this.choose(IMPORTED_PRESET);
     });
   }
 
@@ -133,9 +214,17 @@ export class LaunchDraft {
     return spec;
   }
 
+  /** Whether it can be launched: not while something is going on, or a repository that is wanted is looked for. */
+  get launchable(): boolean {
+    const wanted = this.repositoryAsked || this.repositoryTaken;
+    return (
+      this.busy === null && this.schema !== null && !(wanted && this.repository.looking)
+    );
+  }
+
   /** Launch; null where something is wrong, which is then told by `errors` and `failure`. */
   async launch(): Promise<ISession | null> {
-    if (this.busy || !this.schema) {
+    if (!this.launchable || !this.schema) {
       return null;
     }
     this.errors = validate(this.schema, this.values);
@@ -169,6 +258,32 @@ export class LaunchDraft {
       ([, property]) => (property['x-group'] ?? 'advanced') === name
     );
     return { type: 'object', properties: Object.fromEntries(properties) };
+  }
+
+  /** Look at the repository of the folder that is meant; one that was taken is kept, as it is now. */
+  private async _offer(request: ILaunchRequest): Promise<void> {
+    const kept = this.repositoryTaken && !request.withRepository;
+    const folder = kept ? this.repository.folder : (request.folder ?? null);
+    this.repositoryAsked = request.withRepository ?? false;
+    if (folder !== null) {
+      await this._look(folder, this.repositoryTaken || this.repositoryAsked);
+    }
+  }
+
+  private async _look(folder: string, take: boolean): Promise<void> {
+    await this.repository.look(folder);
+    if (folder === this.repository.folder && !this.repository.looking) {
+      this.takeRepository(take);
+    }
+  }
+
+  /** What a launch starts from where nothing else is said. */
+  private _first(): string {
+    const { last, presets } = this.presets;
+    if (last && Object.keys(last).length > 0) {
+      return LAST_USED;
+    }
+    return DEFAULT_PRESET in presets ? DEFAULT_PRESET : DEFAULTS;
   }
 
   private _defaults(): LaunchSpec {
@@ -309,6 +424,14 @@ function known(spec: LaunchSpec, schema: ISpecSchema | null): LaunchSpec {
         value !== null && schema !== null && option in schema.properties
     )
   );
+}
+
+function sameRepository(a: SpecValue | undefined, b: SpecValue | undefined): boolean {
+  const parts = (value: SpecValue | undefined) => {
+    const { url, branch, commit, diff } = (value ?? {}) as { [part: string]: string };
+    return [url, branch, commit, diff].map(part => part ?? '').join('\0');
+  };
+  return parts(a) === parts(b);
 }
 
 function same(a: SpecValue | undefined, b: SpecValue | undefined): boolean {

@@ -9,6 +9,17 @@ export function notifyError(reason: unknown): void {
   if (error.code === 'cancelled') {
     return;
   }
-  const text = error.hint ? `${error.message}. ${error.hint}` : error.message;
+  const message = error.message.replace(/\.$/, '');
+  const text = error.hint ? `${message}. ${error.hint}` : message;
   Notification.error(text, { autoClose: 10_000 });
+}
+
+/** Run, and tell a failure instead of throwing it at whoever pressed a button. */
+export async function tell<T>(run: () => Promise<T>): Promise<T | null> {
+  try {
+    return await run();
+  } catch (reason) {
+    notifyError(reason);
+    return null;
+  }
 }

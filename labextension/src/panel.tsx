@@ -94,6 +94,8 @@ function Header({ model, commands, trans }: IPanelProps): JSX.Element {
     menu.addItem({ command: CommandIDs.debugTask });
     menu.addItem({ type: 'separator' });
     menu.addItem({ command: CommandIDs.toggleAllUsers });
+    menu.addItem({ type: 'separator' });
+    menu.addItem({ command: CommandIDs.importPresets });
     menu.addItem({ command: CommandIDs.cleanUp });
     openMenu(menu, event.currentTarget);
   };

@@ -8,10 +8,13 @@ import type {
   IBackendStatus,
   IErrorBody,
   IForward,
+  IImportedPresets,
+  IListeningPort,
   ILogLine,
   IPresets,
   IQueue,
   IRemoteKernel,
+  IRepository,
   ISession,
   ISpecSchema,
   ITask,
@@ -293,18 +296,47 @@ export class SessionAPI {
     return (await this._call<{ tasks: ITask[] }>('tasks', request)).tasks;
   }
 
+  /** What something listens on over there. */
+  async ports(id: string): Promise<IListeningPort[]> {
+    const path = sessionPath(id, 'ports');
+    return (await this._call<{ ports: IListeningPort[] }>(path)).ports;
+  }
+
+  async forwards(id: string): Promise<IForward[]> {
+    const path = sessionPath(id, 'forwards');
+    return (await this._call<{ forwards: IForward[] }>(path)).forwards;
+  }
+
+  /** Open a local port: any free one, where none is named. */
   forward(
     id: string,
     remotePort: number | 'ssh',
-    localPort?: number
+    options: { localPort?: number; showPassword?: boolean } = {}
   ): Promise<IForward> {
     return this._call(sessionPath(id, 'forwards'), {
       method: 'POST',
       body: {
         remote_port: remotePort,
-        ...(localPort === undefined ? {} : { local_port: localPort })
+        local_port: options.localPort, // left out of the JSON where undefined
+        show_password: options.showPassword
       }
     });
+  }
+
+  closeForward(id: string, localPort: number): Promise<void> {
+    return this._call(sessionPath(id, 'forwards', String(localPort)), {
+      method: 'DELETE'
+    });
+  }
+
+  /** What a session was launched with, long texts included; never its password. */
+  spec(id: string): Promise<LaunchSpec> {
+    return this._call(sessionPath(id, 'spec'));
+  }
+
+  /** What could be cloned of the git repository around a folder of this server; sends nothing. */
+  repository(folder: string, signal?: AbortSignal): Promise<IRepository> {
+    return this._call('repo', { query: { folder }, signal });
   }
 
   storeWorkspace(id: string): Promise<void> {
@@ -329,6 +361,11 @@ export class SessionAPI {
     return this._call(URLExt.join('presets', encodeURIComponent(name)), {
       method: 'DELETE'
     });
+  }
+
+  /** Take what the command line remembered as a preset. */
+  importPresets(): Promise<IImportedPresets> {
+    return this._call('import-presets', { method: 'POST' });
   }
 
   schema(): Promise<ISpecSchema> {

@@ -2,6 +2,7 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { IQueue, ISession, Phase } from './tokens';
+import { IMPORTED_PRESET } from './tokens';
 
 /** The short name of a phase, for the chip. */
 export function phaseName(phase: Phase, trans: TranslationBundle): string {
@@ -82,6 +83,20 @@ export function queueText(queue: IQueue, trans: TranslationBundle): string {
   return queue.length === 0
     ? `${queue.name} — ${agents}`
     : `${queue.name} — ${agents}, ${trans.__('%1 waiting', queue.length)}`;
+}
+
+/** What came of an import of the command line's options. */
+export function importedText(
+  refused: ReadonlyArray<string>,
+  trans: TranslationBundle
+): string {
+  const done = trans.__(
+    'Imported as preset “%1”; its password was not.',
+    IMPORTED_PRESET
+  );
+  return refused.length === 0
+    ? done
+    : `${done} ${trans.__('Not understood: %1.', refused.join(', '))}`;
 }
 
 /** Whether a session is meant by what was typed into the filter box. */

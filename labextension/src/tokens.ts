@@ -175,13 +175,47 @@ export interface IForward {
   remote_port: number | 'ssh';
   ssh_command?: string;
   ssh_config?: string;
+  /** Only in the answer to who asked for it. */
+  password?: string;
+}
+
+/** A port of the remote machine that something listens on. */
+export interface IListeningPort {
+  port: number;
+  /** What listens; empty where it is another user's. */
+  process: string;
+}
+
+/** What `clone_repo` would send of the git repository around a folder. */
+export interface IRepository {
+  name: string;
+  /** Files in the diff. */
+  files: string[];
+  /** Changed files that are not sent, and why. */
+  left_out: Array<{ path: string; reason: string }>;
+  /** Commits that the remote does not have; the diff holds them. */
+  local_commits: number;
+  clone_repo: { url: string; branch: string; commit: string; diff: string };
 }
 
 /** Answer of `GET presets`. */
 export interface IPresets {
   presets: { [name: string]: LaunchSpec };
   last: LaunchSpec | null;
+  /** What is wrong with the file of the presets. */
+  messages?: string[];
+  /** Whether the command line has left something that can be imported. */
+  importable?: boolean;
 }
+
+/** Answer of `POST import-presets`. */
+export interface IImportedPresets extends IPresets {
+  /** Options that could not be taken over. */
+  refused: string[];
+}
+
+/** The preset that is made of what the command line remembered. */
+export const IMPORTED_PRESET = 'clearml-session';
 
 /** One property of the JSON Schema of LaunchSpec. */
 export interface ISpecProperty {

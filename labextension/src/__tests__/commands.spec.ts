@@ -63,7 +63,9 @@ async function stage(
     progress: new Progress(model, commands, trans),
     trans,
     showPanel,
-    confirmShutdown: () => confirmShutdown
+    confirmShutdown: () => confirmShutdown,
+    shownFolder: () => 'shown',
+    chosenFolder: () => 'chosen'
   });
   return { commands, model, api, events, views, launcher, showPanel };
 }
@@ -234,14 +236,55 @@ describe('commands', () => {
   it('begin a debugging session with the Task filled in', async () => {
     const { commands, launcher } = await stage([]);
     await commands.execute(CommandIDs.debugTask, { id: id(7) });
-    expect(launcher.launch).toHaveBeenCalledWith({ debugging_session: id(7) });
+    expect(launcher.launch).toHaveBeenCalledWith({
+      spec: { debugging_session: id(7) }
+    });
+  });
+
+  it('offer the repository of the folder in sight, and take that of the chosen one', async () => {
+    const { commands, launcher } = await stage([]);
+    await commands.execute(CommandIDs.newSession);
+    await commands.execute(CommandIDs.newWithRepository);
+    expect(launcher.launch.mock.calls).toEqual([
+      [{ folder: 'shown' }],
+      [{ folder: 'chosen', withRepository: true }]
+    ]);
+  });
+
+  it('launch an ended session again with all of its options', async () => {
+    const spec = { queue: 'gpu', init_script: 'long' };
+    const failed = session(1, 'failed', { status: 'in_progress' });
+    const { commands, launcher } = await stage([failed], {
+      spec: jest.fn().mockResolvedValue(spec)
+    });
+    expect(commands.isVisible(CommandIDs.again, { id: id(1) })).toBe(false);
+    const over = await stage([session(1, 'failed')], {
+      spec: jest.fn().mockResolvedValue(spec)
+    });
+    await over.commands.execute(CommandIDs.again, { id: id(1) });
+    expect(launcher.launch).not.toHaveBeenCalled();
+    expect(over.launcher.launch).toHaveBeenCalledWith({
+      again: { name: 'session 1', spec },
+      folder: 'shown'
+    });
+  });
+
+  it('import presets, and tell what was not understood', async () => {
+    const { commands } = await stage([], {
+      importPresets: jest.fn().mockResolvedValue({ presets: {}, refused: ['old'] })
+    });
+    await commands.execute(CommandIDs.importPresets);
+    expect(messages()).toEqual([
+      'Imported as preset “clearml-session”; its password was not. Not understood: old.'
+    ]);
   });
 
   it('delete nothing but the chosen ended sessions', async () => {
     const ended = [
       session(1, 'ended'),
       session(2, 'ended'),
-      session(3, 'ended', { mine: false })
+      session(3, 'ended', { mine: false }),
+      session(4, 'ended', { spec: { store_workspace: '~/work' } })
     ];
     const { commands, api } = await stage([], {
       purge: jest.fn().mockResolvedValue(null),
@@ -255,7 +298,7 @@ describe('commands', () => {
     const boxes = document.querySelectorAll<HTMLInputElement>(
       '.jp-ClearML-choices input'
     );
-    expect(boxes).toHaveLength(2);
+    expect([...boxes].map(box => box.checked)).toEqual([true, true, false]);
     boxes[0].click();
     await press('Delete Chosen');
     await done;

@@ -4,7 +4,7 @@ import { CommandRegistry } from '@lumino/commands';
 import { Widget } from '@lumino/widgets';
 
 import { connectKernel } from '../connect';
-import { taskDialog } from '../dialogs';
+import { taskDialog } from '../taskDialog';
 import { fakeAPI, id, session, settle, trans } from './parts';
 
 const KERNEL = {
@@ -153,6 +153,19 @@ describe('taskDialog', () => {
     await type(`https://app.clear.ml/projects/*/experiments/${id(9)}/execution`);
     button('Continue').click();
     await expect(done).resolves.toBe(id(9));
+  });
+
+  it('cannot be accepted before a Task is chosen', async () => {
+    const tasks = jest.fn().mockResolvedValue([task(1, 'train'), task(2, 'plot')]);
+    const done = taskDialog(fakeAPI({ tasks }), trans);
+    await settle();
+    expect(button('Continue').disabled).toBe(true);
+    document
+      .querySelectorAll<HTMLInputElement>('.jp-Dialog input[type=radio]')[1]
+      .click();
+    await settle();
+    button('Continue').click();
+    await expect(done).resolves.toBe(id(2));
   });
 
   it('is nothing when it is cancelled', async () => {

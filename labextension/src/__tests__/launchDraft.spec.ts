@@ -1,6 +1,9 @@
-import { DEFAULTS, LAST_USED, LaunchDraft, validate } from '../launchDraft';
+import { AGAIN, DEFAULTS, LAST_USED, LaunchDraft, validate } from '../launchDraft';
+import type { ILaunchRequest } from '../launchDraft';
+import { RepositoryOffer } from '../repository';
 import { SessionError } from '../request';
-import { SCHEMA, fakeAPI, id, session } from './parts';
+import type { IRepository } from '../tokens';
+import { SCHEMA, fakeAPI, id, session, settle } from './parts';
 
 async function loaded(calls: Parameters<typeof fakeAPI>[0] = {}) {
   const api = fakeAPI(calls);
@@ -124,7 +127,7 @@ describe('LaunchDraft', () => {
   it('keeps what was typed when the dialog is opened again', async () => {
     const { draft } = await loaded();
     draft.set({ queue: 'gpu' });
-    await draft.load({ debugging_session: id(3) });
+    await draft.load({ spec: { debugging_session: id(3) } });
     expect(draft.spec()).toEqual({ queue: 'gpu', debugging_session: id(3) });
   });
 
@@ -164,6 +167,188 @@ describe('LaunchDraft', () => {
     await draft.load();
     expect(draft.schema).toBe(SCHEMA);
     expect(draft.failure).toBeNull();
+  });
+});
+
+describe('launching again', () => {
+  it('begins with all that the session was launched with, whatever stood there', async () => {
+    const { draft } = await loaded();
+    draft.set({ packages: ['typed'] });
+    const spec = { queue: 'gpu', name: 'tuesday', debugging_session: id(3), env: null };
+    await draft.load({ again: { name: 'tuesday', spec } });
+    expect(draft.chosen).toBe(AGAIN);
+    expect(draft.spec()).toEqual({
+      queue: 'gpu',
+      name: 'tuesday',
+      debugging_session: id(3)
+    });
+  });
+
+  it('can be left for a preset, and come back to', async () => {
+    const { draft } = await loaded();
+    await draft.load({ again: { name: 'tuesday', spec: { queue: 'gpu' } } });
+    draft.choose(DEFAULTS);
+    expect(draft.spec()).toEqual({});
+    draft.choose(AGAIN);
+    expect(draft.spec()).toEqual({ queue: 'gpu' });
+  });
+});
+
+describe('presets', () => {
+  it('begin with the one called default, where nothing was launched yet', async () => {
+    const { draft } = await loaded({
+      presets: jest
+        .fn()
+        .mockResolvedValue({ presets: { default: { queue: 'gpu' } }, last: null })
+    });
+    expect(draft.chosen).toBe('default');
+    expect(draft.spec()).toEqual({ queue: 'gpu' });
+  });
+
+  it('are imported from the command line, and begun with', async () => {
+    const { draft } = await loaded({
+      importPresets: jest.fn().mockResolvedValue({
+        presets: { 'clearml-session': { queue: 'gpu' } },
+        last: null,
+        refused: ['jupyter_port']
+      })
+    });
+    await draft.importPresets();
+    expect(draft.chosen).toBe('clearml-session');
+    expect(draft.spec()).toEqual({ queue: 'gpu' });
+    expect(draft.refusedImports).toEqual(['jupyter_port']);
+  });
+});
+
+describe('the repository of the folder', () => {
+  const clone = {
+    url: 'https://git/x.git',
+    branch: 'main',
+    commit: 'c0ffee',
+    diff: '+1'
+  };
+  const found: IRepository = {
+    name: 'x',
+    files: ['a.py'],
+    left_out: [],
+    local_commits: 0,
+    clone_repo: clone
+  };
+  const none = new SessionError({ code: 'not_a_repository', message: 'none' }, 400);
+
+  async function offered(
+    request: ILaunchRequest,
+    repository = jest.fn().mockResolvedValue(found)
+  ) {
+    const { api, draft } = await loaded({ repository });
+    await draft.load(request);
+    return { api, draft };
+  }
+
+  it('is offered, and sent only when it was taken', async () => {
+    const { api, draft } = await offered({ folder: 'work/x' });
+    expect(api.repository.mock.calls[0][0]).toBe('work/x');
+    expect(draft.repository.found).toBe(found);
+    expect(draft.spec()).toEqual({});
+    draft.takeRepository(true);
+    expect(draft.spec()).toEqual({ clone_repo: clone });
+    draft.takeRepository(false);
+    expect(draft.spec()).toEqual({});
+  });
+
+  it('is taken at once where it was asked for', async () => {
+    const { draft } = await offered({ folder: '', withRepository: true });
+    expect(draft.repositoryTaken).toBe(true);
+    expect(draft.spec()).toEqual({ clone_repo: clone });
+  });
+
+  it('cannot be launched without while it is looked for', async () => {
+    let answer: (found: IRepository) => void = () => undefined;
+    const repository = jest.fn(
+      () => new Promise<IRepository>(resolve => (answer = resolve))
+    );
+    const { draft } = await loaded({ repository });
+    const loading = draft.load({ folder: '', withRepository: true });
+    await settle();
+    expect(draft.launchable).toBe(false);
+    await expect(draft.launch()).resolves.toBeNull();
+    answer(found);
+    await loading;
+    expect(draft.launchable).toBe(true);
+  });
+
+  it('is no longer taken when something of it is changed by hand', async () => {
+    const { draft } = await offered({ folder: '', withRepository: true });
+    draft.set({ clone_repo: { ...clone, branch: 'other' } });
+    expect(draft.repositoryTaken).toBe(false);
+    expect(draft.spec().clone_repo).toEqual({ ...clone, branch: 'other' });
+  });
+
+  it('stays taken through a preset, but for one that brings its own', async () => {
+    const own = { url: 'https://git/y.git' };
+    const { api, draft } = await loaded({
+      repository: jest.fn().mockResolvedValue(found),
+      presets: jest.fn().mockResolvedValue({
+        presets: { plain: { queue: 'gpu' }, other: { clone_repo: own } },
+        last: null
+      })
+    });
+    await draft.load({ folder: '', withRepository: true });
+    draft.choose('plain');
+    expect(draft.spec()).toEqual({ queue: 'gpu', clone_repo: clone });
+    draft.choose('other');
+    expect(draft.repositoryTaken).toBe(false);
+    expect(draft.spec()).toEqual({ clone_repo: own });
+    expect(api.repository).toHaveBeenCalledTimes(1);
+  });
+
+  it('is sent as it is when the dialog is opened again, from its own folder', async () => {
+    const newer = { ...found, clone_repo: { ...clone, diff: '+2' } };
+    const repository = jest.fn().mockResolvedValueOnce(found).mockResolvedValue(newer);
+    const { draft } = await offered({ folder: 'x', withRepository: true }, repository);
+    await draft.load({ folder: 'elsewhere' });
+    expect(repository.mock.calls[1][0]).toBe('x');
+    expect(draft.spec()).toEqual({ clone_repo: newer.clone_repo });
+  });
+
+  it('is not sent where it cannot be looked at any more', async () => {
+    const repository = jest.fn().mockResolvedValueOnce(found).mockRejectedValue(none);
+    const { draft } = await offered({ folder: 'x', withRepository: true }, repository);
+    await draft.lookAgain();
+    expect(draft.repositoryTaken).toBe(false);
+    expect(draft.spec()).toEqual({});
+    expect(draft.repository.isNone).toBe(true);
+  });
+
+  it('is not kept in a preset', async () => {
+    const { api, draft } = await loaded({
+      repository: jest.fn().mockResolvedValue(found),
+      savePreset: jest.fn().mockResolvedValue({ presets: {}, last: null })
+    });
+    await draft.load({ folder: '', withRepository: true });
+    draft.set({ queue: 'gpu' });
+    await draft.savePreset('mine');
+    expect(api.savePreset).toHaveBeenCalledWith('mine', { queue: 'gpu' });
+  });
+
+  it('gives way to the Task that is debugged', async () => {
+    const { draft } = await offered({ folder: '', withRepository: true });
+    await draft.load({ spec: { debugging_session: id(3) } });
+    expect(draft.spec()).toEqual({ debugging_session: id(3) });
+  });
+
+  it('is that of the newest question', async () => {
+    const answers: Array<(found: IRepository) => void> = [];
+    const repository = jest.fn(
+      () => new Promise<IRepository>(resolve => answers.push(resolve))
+    );
+    const offer = new RepositoryOffer(fakeAPI({ repository }));
+    const looks = [offer.look('a'), offer.look('b')];
+    answers[1](found);
+    answers[0]({ ...found, name: 'late' });
+    await Promise.all(looks);
+    expect(offer.folder).toBe('b');
+    expect(offer.found).toBe(found);
   });
 });
 

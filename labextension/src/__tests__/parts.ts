@@ -114,6 +114,12 @@ export const SCHEMA: ISpecSchema = {
       writeOnly: true,
       'x-group': 'advanced'
     },
+    clone_repo: {
+      type: 'object',
+      title: 'Clone repository',
+      properties: { url: { type: 'string' }, diff: { type: 'string' } },
+      'x-group': 'advanced'
+    },
     idle_timeout_min: {
       type: 'number',
       title: 'Idle',

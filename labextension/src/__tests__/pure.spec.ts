@@ -16,11 +16,11 @@ describe('what can be done', () => {
     ['connecting', 'log shutdown'],
     [
       'ready',
-      'jupyter vscode terminal files port forward kernels detach reconnect log shutdown'
+      'jupyter vscode terminal files port ssh forwards kernels detach reconnect log shutdown'
     ],
     ['stopping', 'log'],
-    ['ended', 'log delete'],
-    ['failed', 'log delete dismiss']
+    ['ended', 'log again delete'],
+    ['failed', 'log again delete dismiss']
   ];
   const all = [
     'jupyter',
@@ -28,7 +28,8 @@ describe('what can be done', () => {
     'terminal',
     'files',
     'port',
-    'forward',
+    'ssh',
+    'forwards',
     'kernels',
     'attach',
     'detach',
@@ -36,6 +37,7 @@ describe('what can be done', () => {
     'log',
     'store',
     'shutdown',
+    'again',
     'delete',
     'dismiss'
   ] as const;

@@ -1,0 +1,145 @@
+/** What the dialogs share: a keyboard that reaches their bodies, and texts to copy. */
+import { Clipboard, Dialog } from '@jupyterlab/apputils';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import { checkIcon, copyIcon } from '@jupyterlab/ui-components';
+import * as React from 'react';
+
+/** Marks a control in which Enter means something else than the button of the dialog. */
+export const OWN_ENTER = 'data-own-enter';
+
+/** Milliseconds for which a button says that it has copied. */
+const COPIED_FOR = 2_000;
+
+/**
+ * A dialog with controls of its own in its body. Enter on a button or a link there presses that one (JupyterLab's
+ * dialogs did not let it through before 4.6), and the body can say that it is not ready to be accepted.
+ */
+export class BodyDialog<T = void> extends Dialog<T> {
+  constructor(options: Partial<Dialog.IOptions<T>>) {
+    super(options);
+    this.addClass('jp-ClearML-smallDialog');
+    this._buttonsOf = options.buttons ?? [];
+    this._default = options.defaultButton ?? this._buttonsOf.length - 1;
+  }
+
+  /** Whether what stands in the body can be accepted. */
+  set acceptable(value: boolean) {
+    this._acceptable = value;
+    const button = this.node.querySelector<HTMLButtonElement>(
+      '.jp-Dialog-footer .jp-mod-accept'
+    );
+    if (button) {
+      button.disabled = !value;
+    }
+  }
+
+  override resolve(index = this._default): void {
+    if (this._acceptable || !this._buttonsOf[index]?.accept) {
+      super.resolve(index);
+    }
+  }
+
+  override handleEvent(event: Event): void {
+    if (!(event instanceof KeyboardEvent && event.key === 'Enter' && isOwn(event))) {
+      super.handleEvent(event);
+    }
+  }
+
+  private readonly _buttonsOf: ReadonlyArray<Dialog.IButton>;
+  private readonly _default: number;
+  private _acceptable = true;
+}
+
+function isOwn(event: KeyboardEvent): boolean {
+  const target = event.target as Element;
+  return (
+    target.closest(`[${OWN_ENTER}]`) !== null ||
+    target.closest(
+      '.jp-Dialog-body :is(button, a, summary), .jp-Dialog-close-button'
+    ) !== null
+  );
+}
+
+/**
+ * Keep the focus in the body of a dialog, which has to be focusable, where the control that has it goes away (with the
+ * row that it has closed, say): the keyboard would not reach the dialog any more.
+ */
+export function useKeptFocus(body: React.RefObject<HTMLElement>): void {
+  React.useEffect(() => {
+    if (document.activeElement === document.body) {
+      body.current?.focus();
+    }
+  });
+}
+
+/** The body of a dialog. */
+export function DialogBox({ children }: { children: React.ReactNode }): JSX.Element {
+  const box = React.useRef<HTMLDivElement>(null);
+  useKeptFocus(box);
+  return (
+    <div ref={box} className="jp-ClearML-dialog" tabIndex={-1}>
+      {children}
+    </div>
+  );
+}
+
+/** A text that is there to be copied. */
+export function Copyable(props: {
+  text: string;
+  /** What it is, for the button. */
+  name: string;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { text, name, trans } = props;
+  return (
+    <div className="jp-ClearML-copyable">
+      <pre
+        // Too long for the dialog, it is scrolled: by the keyboard too.
+        // eslint-disable-next-line jsx-a11y/no-noninteractive-tabindex
+        tabIndex={0}
+        aria-label={name}
+      >
+        {text}
+      </pre>
+      <CopyButton text={text} name={name} trans={trans} />
+    </div>
+  );
+}
+
+/** Copies a text, and says so. */
+export function CopyButton(props: {
+  text: string;
+  name: string;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { text, name, trans } = props;
+  const [copied, setCopied] = React.useState(0);
+  React.useEffect(() => {
+    if (copied > 0) {
+      const timer = setTimeout(() => setCopied(0), COPIED_FOR);
+      return () => clearTimeout(timer);
+    }
+    return undefined;
+  }, [copied]);
+  const Icon = copied ? checkIcon : copyIcon;
+  const label = trans.__('Copy %1', name);
+  return (
+    <>
+      <button
+        type="button"
+        className="jp-ClearML-iconButton"
+        aria-label={label}
+        title={label}
+        onClick={() => {
+          Clipboard.copyToSystem(text);
+          setCopied(count => count + 1);
+        }}
+      >
+        <Icon.react tag="span" className="jp-ClearML-icon" />
+      </button>
+      <span role="status" className="jp-ClearML-hidden">
+        {copied > 0 && trans.__('Copied')}
+      </span>
+    </>
+  );
+}

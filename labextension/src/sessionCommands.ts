@@ -1,0 +1,295 @@
+/** The commands on one session. */
+import { Clipboard, Notification } from '@jupyterlab/apputils';
+import {
+  addIcon,
+  closeIcon,
+  copyIcon,
+  deleteIcon,
+  folderIcon,
+  kernelIcon,
+  launchIcon,
+  linkIcon,
+  listIcon,
+  refreshIcon,
+  saveIcon,
+  stopIcon,
+  terminalIcon
+} from '@jupyterlab/ui-components';
+import type { CommandRegistry } from '@lumino/commands';
+
+import type { Action } from './actions';
+import { can } from './actions';
+import { CommandIDs } from './commandIds';
+import type { ICommandOptions } from './commands';
+import { choose, confirmDelete, confirmShutdown, trustsOrigin } from './confirm';
+import { connectKernel } from './connect';
+import { editorIcon, sessionIcon } from './icons';
+import { kernelsDialog } from './kernelsDialog';
+import { tell } from './notify';
+import { forwardsDialog, portDialog } from './portDialogs';
+import { SessionError } from './request';
+import { sshDialog } from './sshDialog';
+import type { ISession } from './tokens';
+
+/** A command on one session. */
+interface ISessionCommand {
+  label: string;
+  caption: string;
+  icon: CommandRegistry.ICommandOptions['icon'];
+  action?: Action;
+  run: (session: ISession) => Promise<unknown>;
+}
+
+/** Add the commands that take a session's id; without one the user is asked which session is meant. */
+export function addSessionCommands(options: ICommandOptions): void {
+  const { app, model, trans } = options;
+  const all = sessionCommands(options);
+  for (const [id, command] of Object.entries(all)) {
+    const enabled = (session: ISession) =>
+      !command.action || can(session, command.action);
+    const candidates = () =>
+      [...model.active, ...(model.ended ?? [])].filter(session => enabled(session));
+    app.commands.addCommand(id, {
+      label: args =>
+        args.isPalette ? trans.__('ClearML Session: %1', command.label) : command.label,
+      caption: command.caption,
+      icon: args => (args.isPalette ? undefined : (command.icon as typeof sessionIcon)),
+      isEnabled: args => {
+        if (typeof args.id !== 'string') {
+          return candidates().length > 0;
+        }
+        const session = model.get(args.id);
+        return session !== undefined && enabled(session);
+      },
+      isVisible: args => {
+        const session = typeof args.id === 'string' ? model.get(args.id) : undefined;
+        return session === undefined || enabled(session);
+      },
+      execute: async args => {
+        const session =
+          typeof args.id === 'string'
+            ? model.get(args.id)
+            : await choose(candidates(), trans, command.label);
+        return session ? tell(() => command.run(session)) : null;
+      }
+    });
+  }
+}
+
+function sessionCommands(options: ICommandOptions): { [id: string]: ISessionCommand } {
+  const { app, model, views, trans, progress } = options;
+  const { api } = model;
+
+  /** Attach first where the session runs but nobody is connected to it. */
+  const attached = async (session: ISession): Promise<ISession> => {
+    if (session.phase !== 'services_up') {
+      return session;
+    }
+    model.put(await api.attach(session.id));
+    return progress.untilReady(session.id);
+  };
+
+  const open = (how: (session: ISession) => unknown) => async (session: ISession) => {
+    if (await trustsOrigin(session, trans)) {
+      await how(await attached(session));
+    }
+  };
+
+  return {
+    [CommandIDs.openJupyter]: {
+      label: trans.__('Open JupyterLab'),
+      caption: trans.__('Open the JupyterLab of the session in a tab here'),
+      icon: launchIcon,
+      action: 'jupyter',
+      run: open(session => views.openPage(session, 'jupyter'))
+    },
+    [CommandIDs.openJupyterBrowser]: {
+      label: trans.__('Open JupyterLab in a New Browser Tab'),
+      caption: trans.__(
+        'Open the JupyterLab of the session in a browser tab of its own'
+      ),
+      icon: launchIcon,
+      action: 'jupyter',
+      run: open(session => views.openInBrowser(session, 'jupyter'))
+    },
+    [CommandIDs.openVscode]: {
+      label: trans.__('VS Code'),
+      caption: trans.__('Open the VS Code of the session in a tab here'),
+      icon: editorIcon,
+      action: 'vscode',
+      run: open(session => views.openPage(session, 'vscode'))
+    },
+    [CommandIDs.openVscodeBrowser]: {
+      label: trans.__('Open VS Code in a New Browser Tab'),
+      caption: trans.__('Open the VS Code of the session in a browser tab of its own'),
+      icon: editorIcon,
+      action: 'vscode',
+      run: open(session => views.openInBrowser(session, 'vscode'))
+    },
+    [CommandIDs.openTerminal]: {
+      label: trans.__('Terminal'),
+      caption: trans.__('Open a terminal on the remote machine'),
+      icon: terminalIcon,
+      action: 'terminal',
+      run: session => views.openTerminal(session)
+    },
+    [CommandIDs.openFiles]: {
+      label: trans.__('Files'),
+      caption: trans.__('Browse the files of the remote machine'),
+      icon: folderIcon,
+      action: 'files',
+      run: session => views.openFiles(session)
+    },
+    [CommandIDs.openPort]: {
+      label: trans.__('Open Port…'),
+      caption: trans.__('Open a web application of the session, TensorBoard say'),
+      icon: linkIcon,
+      action: 'port',
+      run: open(async session => {
+        const port = await portDialog(api, session, trans);
+        if (port !== null) {
+          views.openPort(session, port);
+        }
+      })
+    },
+    [CommandIDs.ssh]: {
+      label: trans.__('SSH Command…'),
+      caption: trans.__(
+        'Show how to get into the session with ssh, or from a desktop IDE'
+      ),
+      icon: terminalIcon,
+      action: 'ssh',
+      run: session => sshDialog(api, session, trans)
+    },
+    [CommandIDs.forwards]: {
+      label: trans.__('Forwarded Ports…'),
+      caption: trans.__(
+        'Show, open and close ports of this machine that lead to the session'
+      ),
+      icon: linkIcon,
+      action: 'forwards',
+      run: session => forwardsDialog(api, session, trans)
+    },
+    [CommandIDs.kernels]: {
+      label: trans.__('Running Kernels…'),
+      caption: trans.__('The kernels that live on the session'),
+      icon: kernelIcon,
+      action: 'kernels',
+      run: async session => {
+        const kernel = await kernelsDialog(api, session, trans);
+        if (kernel) {
+          await connectKernel(app, api, session, kernel, trans);
+        }
+      }
+    },
+    [CommandIDs.attach]: {
+      label: trans.__('Attach'),
+      caption: trans.__(
+        'Connect to the session, so that its kernels and pages can be used'
+      ),
+      icon: linkIcon,
+      action: 'attach',
+      run: async session => {
+        model.put(await api.attach(session.id));
+      }
+    },
+    [CommandIDs.detach]: {
+      label: trans.__('Detach'),
+      caption: trans.__('Close the connection; the session goes on'),
+      icon: closeIcon,
+      action: 'detach',
+      run: async session => model.put(await api.detach(session.id))
+    },
+    [CommandIDs.reconnect]: {
+      label: trans.__('Reconnect'),
+      caption: trans.__('Make the connection anew, now'),
+      icon: refreshIcon,
+      action: 'reconnect',
+      run: async session => model.put(await api.reconnect(session.id))
+    },
+    [CommandIDs.log]: {
+      label: trans.__('Log'),
+      caption: trans.__('Show the console of the session'),
+      icon: listIcon,
+      action: 'log',
+      run: async session => views.openLog(session)
+    },
+    [CommandIDs.storeWorkspace]: {
+      label: trans.__('Store Workspace Now'),
+      caption: trans.__('Keep a snapshot of the workspace folder for the next session'),
+      icon: saveIcon,
+      action: 'store',
+      run: session =>
+        Promise.resolve(
+          Notification.promise(
+            api.storeWorkspace(session.id).then(() => null),
+            {
+              pending: {
+                message: trans.__('Storing the workspace of %1', session.name)
+              },
+              success: {
+                message: () => trans.__('Workspace of %1 stored', session.name)
+              },
+              error: { message: reason => SessionError.from(reason).message }
+            }
+          )
+        )
+    },
+    [CommandIDs.shutdown]: {
+      label: trans.__('Shut Down'),
+      caption: trans.__('End the session and free its machine'),
+      icon: stopIcon,
+      action: 'shutdown',
+      run: async session => {
+        if (!options.confirmShutdown() || (await confirmShutdown(session, trans))) {
+          model.put(await api.shutdown(session.id));
+        }
+      }
+    },
+    [CommandIDs.again]: {
+      label: trans.__('Launch Again…'),
+      caption: trans.__('Start a new session with the options of this one'),
+      icon: addIcon,
+      action: 'again',
+      run: async session => {
+        const again = { name: session.name, spec: await api.spec(session.id) };
+        await app.commands.execute(CommandIDs.newSession, { again });
+      }
+    },
+    [CommandIDs.deleteSession]: {
+      label: trans.__('Delete'),
+      caption: trans.__('Delete the Task of this ended session from ClearML'),
+      icon: deleteIcon,
+      action: 'delete',
+      run: async session => {
+        if (await confirmDelete(session, trans)) {
+          await api.purge(session.id);
+          model.remove(session.id);
+        }
+      }
+    },
+    [CommandIDs.dismiss]: {
+      label: trans.__('Dismiss'),
+      caption: trans.__('Move this session to the ended ones'),
+      icon: closeIcon,
+      action: 'dismiss',
+      run: async session => model.dismiss(session.id)
+    },
+    [CommandIDs.copyId]: {
+      label: trans.__('Copy Id'),
+      caption: trans.__('Copy the id of the session'),
+      icon: copyIcon,
+      run: async session => Clipboard.copyToSystem(session.id)
+    },
+    [CommandIDs.openWeb]: {
+      label: trans.__('Open in ClearML'),
+      caption: trans.__("Open the page of the session's Task in ClearML"),
+      icon: launchIcon,
+      run: async session => {
+        if (session.web_url) {
+          window.open(session.web_url, '_blank', 'noopener');
+        }
+      }
+    }
+  };
+}

@@ -1,0 +1,155 @@
+/** Finds the Task that is to be debugged. */
+import { Dialog, ReactWidget } from '@jupyterlab/apputils';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import * as React from 'react';
+
+import { findTaskId } from './actions';
+import { BodyDialog } from './dialog';
+import type { SessionAPI } from './request';
+import { SessionError } from './request';
+import type { ITask } from './tokens';
+import { ago } from './text';
+
+/** Find a Task by a part of its name, by its id or by its address in ClearML; returns its id. */
+export async function taskDialog(
+  api: SessionAPI,
+  trans: TranslationBundle
+): Promise<string | null> {
+  const body = new TaskSearch(api, trans);
+  const dialog = new BodyDialog({
+    title: trans.__('Debug a Task'),
+    body,
+    buttons: [
+      Dialog.cancelButton({ label: trans.__('Cancel') }),
+      Dialog.okButton({ label: trans.__('Continue') })
+    ],
+    focusNodeSelector: 'input'
+  });
+  body.onChoose = id => {
+    dialog.acceptable = id !== null;
+  };
+  const result = await dialog.launch();
+  return result.button.accept ? (result.value ?? null) : null;
+}
+
+/** Milliseconds that a pause in typing lasts. */
+const PAUSE = 300;
+
+class TaskSearch extends ReactWidget implements Dialog.IBodyWidget<string | null> {
+  constructor(
+    private readonly _api: SessionAPI,
+    private readonly _trans: TranslationBundle
+  ) {
+    super();
+    this.addClass('jp-ClearML-dialog');
+  }
+
+  /** Hears of each choice. */
+  onChoose: (id: string | null) => void = () => undefined;
+
+  getValue(): string | null {
+    return this._chosen;
+  }
+
+  protected override render(): JSX.Element {
+    return <Tasks api={this._api} trans={this._trans} onChoose={this._choose} />;
+  }
+
+  private readonly _choose = (id: string | null) => {
+    this._chosen = id;
+    this.onChoose(id);
+  };
+  private _chosen: string | null = null;
+}
+
+function Tasks(props: {
+  api: SessionAPI;
+  trans: TranslationBundle;
+  onChoose: (id: string | null) => void;
+}): JSX.Element {
+  const { api, trans, onChoose } = props;
+  const [text, setText] = React.useState('');
+  const [tasks, setTasks] = React.useState<ITask[] | null>(null);
+  const [chosen, setChosen] = React.useState<string | null>(null);
+  const [error, setError] = React.useState('');
+  const newest = text.trim() === '';
+  React.useEffect(() => {
+    const aborter = new AbortController();
+    const search = async () => {
+      try {
+        const found = await api.tasks(findTaskId(text) ?? text.trim(), aborter.signal);
+        setTasks(found);
+        setError('');
+        setChosen(old =>
+          found.length === 1
+            ? found[0].id
+            : (found.find(task => task.id === old)?.id ?? null)
+        );
+      } catch (reason) {
+        if (!aborter.signal.aborted) {
+          setError(SessionError.from(reason).message);
+        }
+      }
+    };
+    const timer = setTimeout(() => void search(), text ? PAUSE : 0);
+    return () => {
+      clearTimeout(timer);
+      aborter.abort();
+    };
+  }, [api, text]);
+  // An id can be meant that the search does not find: the server says at launch what is wrong with it.
+  React.useEffect(() => onChoose(chosen ?? findTaskId(text)), [chosen, text, onChoose]);
+  return (
+    <>
+      <label className="jp-ClearML-field">
+        <span className="jp-ClearML-label">
+          {trans.__('Part of the name, the id, or the address in ClearML')}
+        </span>
+        <input
+          type="search"
+          className="jp-ClearML-input"
+          spellCheck={false}
+          value={text}
+          onChange={event => setText(event.target.value)}
+        />
+      </label>
+      <div
+        role="radiogroup"
+        aria-label={newest ? trans.__('Newest Tasks') : trans.__('Tasks')}
+        className="jp-ClearML-choices"
+      >
+        {(tasks ?? []).map(task => (
+          <label key={task.id} className="jp-ClearML-choice">
+            <input
+              type="radio"
+              name="jp-ClearML-task"
+              checked={chosen === task.id}
+              onChange={() => setChosen(task.id)}
+            />
+            <span className="jp-ClearML-choice-name">{task.name}</span>
+            <span className="jp-ClearML-dim">
+              {[
+                task.project,
+                task.status,
+                task.created ? ago(task.created, trans) : '',
+                task.repository
+              ]
+                .filter(Boolean)
+                .join(' · ')}
+            </span>
+          </label>
+        ))}
+      </div>
+      <p role="status" className={error ? 'jp-ClearML-fieldError' : 'jp-ClearML-dim'}>
+        {error ||
+          (tasks === null
+            ? trans.__('Searching…')
+            : tasks.length === 0
+              ? trans.__('No Task with a repository found.')
+              : newest
+                ? trans.__('These are the newest Tasks that have a repository.')
+                : '')}
+      </p>
+    </>
+  );
+}
