@@ -17,6 +17,7 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 
 import jupyterlab_clearml_session
+from jupyterlab_clearml_session.backend.repo import NotARepository
 from jupyterlab_clearml_session.errors import ClearMLSessionError, InvalidInput, UnknownSession
 from jupyterlab_clearml_session.launch_spec import LaunchSpec, json_schema
 from jupyterlab_clearml_session.models import Phase
@@ -47,6 +48,8 @@ class Theatre:
         self.last: dict[str, Any] = {}
         self.failures: dict[str, dict[str, Any]] = {}
         self.delays: dict[str, float] = {}
+        self.forwards: dict[str, list[dict[str, Any]]] = {}
+        self.repositories: dict[str, Any] = {}
         self.calls: list[dict[str, Any]] = []
 
     def put(self, session: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +152,16 @@ class ApiHandler(FakeHandler):
             case "GET", ["schema"]:
                 self.answer(json_schema())
             case "GET", ["presets"]:
-                self.answer({"presets": theatre.presets, "last": theatre.last})
+                self.answer({"presets": theatre.presets, "last": theatre.last, "importable": True})
+            case "POST", ["import-presets"]:
+                theatre.presets["clearml-session"] = stage.imported().to_json()
+                body = {"presets": theatre.presets, "last": theatre.last, "importable": True}
+                self.answer({**body, "refused": ["jupyter_port"]})
+            case "GET", ["repo"]:
+                folder = self.get_query_argument("folder")
+                if folder not in theatre.repositories:
+                    raise NotARepository("This folder is not in a git repository.", field="folder")
+                self.answer(theatre.repositories[folder])
             case "PUT", ["presets", name]:
                 theatre.presets[name] = LaunchSpec.from_json(body).to_json()
                 self.answer({"presets": theatre.presets, "last": theatre.last})
@@ -205,20 +217,37 @@ class ApiHandler(FakeHandler):
             case "GET", ["kernels"]:
                 kernel = {"id": "5f2c9a11-0000-4000-8000-000000000000", "name": "python3", "state": "idle"}
                 self.answer({"kernels": [{**kernel, "started": None, "adopted": False}]})
+            case "GET", ["spec"]:
+                self.answer(stage.launched_with().to_json())
+            case "GET", ["ports"]:
+                self.answer({"ports": stage.PORTS})
+            case "GET", ["forwards"]:
+                self.answer({"forwards": theatre.forwards.get(session_id, [])})
             case "POST", ["forwards"]:
-                self.answer(
-                    {
-                        "local_port": 40022,
-                        "remote_port": body["remote_port"],
-                        "ssh_command": "ssh -p 40022 x@127.0.0.1",
-                    }
-                )
+                self.answer(self._forward(theatre.forwards.setdefault(session_id, []), body))
+            case "DELETE", ["forwards", local_port]:
+                kept = [one for one in theatre.forwards[session_id] if str(one["local_port"]) != local_port]
+                theatre.forwards[session_id] = kept
+                self.set_status(204)
+                self.finish()
             case _:
                 raise web.HTTPError(404)
 
+    def _forward(self, forwards: list[dict[str, Any]], body: dict[str, Any]) -> dict[str, Any]:
+        """Open a local port, or answer the one to SSH again."""
+        remote_port = body["remote_port"]
+        known = [one for one in forwards if one["remote_port"] == remote_port == "ssh"]
+        local_port = known[0]["local_port"] if known else body.get("local_port") or 40022 + len(forwards)
+        if not known:
+            forwards.append({"local_port": local_port, "remote_port": remote_port})
+        answer = {"local_port": local_port, "remote_port": remote_port}
+        if remote_port == "ssh":
+            answer |= stage.ssh(local_port)
+        return answer | ({"password": stage.PASSWORD} if body.get("show_password") else {})
+
 
 class DirectorHandler(FakeHandler):
-    """What the tests say: put, lose, remove, status, fail, delay, presets, reset; and what they ask: calls."""
+    """What the tests say: put, lose, status, presets, repositories ...; and what they ask: calls."""
 
     @web.authenticated
     async def get(self, _act: str) -> None:
@@ -242,6 +271,8 @@ class DirectorHandler(FakeHandler):
                 theatre.delays = body
             case "presets":
                 theatre.presets, theatre.last = body["presets"], body["last"]
+            case "repositories":
+                theatre.repositories = body
             case "reset":
                 theatre.reset()
             case _:

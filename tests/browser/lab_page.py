@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import FrameLocator, Locator, Page
 
 from jupyterlab_clearml_session.errors import ClearMLSessionError
@@ -56,6 +58,10 @@ class Stage:
     def presets(self, presets: dict[str, Any], last: dict[str, Any] | None = None) -> None:
         self._direct("presets", {"presets": presets, "last": last or {}})
 
+    def repositories(self, **found: dict[str, Any]) -> None:
+        """Let folders lie in repositories: ``repositories(vision=scenery.repository())``; all others in none."""
+        self._direct("repositories", found)
+
     def calls(self, method: str, path: str) -> list[dict[str, Any]]:
         """Return the bodies of the calls that were made so."""
         found = self._server.call("GET", "clearml-session/fake/calls").body
@@ -92,8 +98,9 @@ class LabPage:
     def tidy(self) -> None:
         """Close what earlier tests left open, without loading JupyterLab again."""
         self.page.bring_to_front()
-        while self.dialog.count():
-            self.page.keyboard.press("Escape")
+        if self.dialog.count():
+            self.dialog.locator("button").last.press("Escape")
+        self.dialog.wait_for(state="detached")
         self.page.evaluate("window.jupyterapp.commands.execute('application:close-all')")
         self.page.mouse.move(0, 0)
         self.page.evaluate("window.jupyterapp.commands.execute('clearml-session:open-panel')")
@@ -120,6 +127,25 @@ class LabPage:
         """The button of a command on a card."""
         return card.locator(f"button[data-command='clearml-session:{command}']")
 
+    def menu(self, card: Locator, item: str) -> None:
+        """Choose from the menu behind the three dots of a card."""
+        card.get_by_role("button", name="More").click()
+        self.page.get_by_role("menuitem", name=item).click()
+
+    def go_to(self, folder: str) -> None:
+        """Go to a folder in the file browser, which stays out of sight."""
+        self.page.evaluate(
+            "path => window.jupyterapp.commands.execute('filebrowser:go-to-path', {path, dontShowBrowser: true})",
+            folder,
+        )
+
+    def open_document(self, path: str) -> None:
+        """Open a document of the server."""
+        # What the command returns is a widget, which cannot be told: nothing is.
+        self.page.evaluate(
+            "path => window.jupyterapp.commands.execute('docmanager:open', {path}).then(() => null)", path
+        )
+
     @property
     def dialog(self) -> Locator:
         return self.page.locator(".jp-Dialog")
@@ -137,3 +163,10 @@ class LabPage:
         self.page.mouse.down()
         self.page.mouse.move(box["x"] + width, 400, steps=4)
         self.page.mouse.up()
+
+
+def screenshot(page: Page, request: pytest.FixtureRequest, name: str) -> None:
+    """Keep a picture where `pytest --output` says, to be looked at."""
+    folder = Path(request.config.getoption("--output"), "looks")
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder / f"{name}.png")

@@ -1,6 +1,7 @@
 """Takes the pictures of the user guide: ``python -m tests.browser.pictures FOLDER``.
 
-With the fake server half, so that every phase can be shown; `remote-jupyterlab.png` with the real one.
+With the fake server half, so that every phase can be shown; `remote-jupyterlab.png` with the real one. Those of the
+dialogs are taken in both themes, to be looked at; the guide shows the light ones.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from jupyterlab_clearml_session.models import Phase
+from tests.browser import stage as scenery
 from tests.browser.conftest import ARGUMENTS, ROOT, SETTINGS, find_chromium
 from tests.browser.lab_page import LabPage, Stage
 from tests.lab_fixture import LabServer
@@ -47,7 +49,8 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(playwright), args=ARGUMENTS)
         with_the_fake(browser, Path(temporary, "fake"), folder)
-        with_the_real_thing(browser, Path(temporary, "real"), folder)
+        if "--fake" not in sys.argv:
+            with_the_real_thing(browser, Path(temporary, "real"), folder)
         browser.close()
 
 
@@ -58,7 +61,11 @@ def with_the_fake(browser: Browser, temporary: Path, folder: Path) -> None:
         extensions={"jupyterlab_clearml_session": False, "tests.browser.fake": True},
     )
     (temporary / "notebooks").mkdir(parents=True)
+    (temporary / "notebooks" / "vision").mkdir()
     (temporary / "notebooks" / "fine-tuning.ipynb").write_text(json.dumps(NOTEBOOK))
+    kernel = kernel_like_ours(server, scenery.task_id(1))
+    remote = {**NOTEBOOK, "metadata": {"kernelspec": {"name": kernel, "display_name": kernel}}}
+    (temporary / "notebooks" / "remote.ipynb").write_text(json.dumps(remote))
     server.start()
     stage = Stage(server)
     for theme in ("Light", "Dark"):
@@ -67,13 +74,15 @@ def with_the_fake(browser: Browser, temporary: Path, folder: Path) -> None:
             stage.put(number, phase)
         lab = new_page(browser, server).open(theme=f"JupyterLab {theme}")
         lab.widen()
-        lab.page.evaluate(
-            "window.jupyterapp.commands.execute('docmanager:open', {path: 'fine-tuning.ipynb'})"
-        )
+        lab.open_document("fine-tuning.ipynb")
         expect(lab.page.locator("#jp-main-statusbar")).to_contain_text("| Idle")
         lab.page.screenshot(path=folder / f"panel-{theme.lower()}.png")
         lab.page.close()
 
+        stage.reset()
+        dialogs(new_page(browser, server), stage, f"JupyterLab {theme}", folder / theme.lower())
+
+    stage.reset()
     lab = new_page(browser, server).open()
     lab.page.set_viewport_size({"width": SIZE[0], "height": 900})
     lab.panel.get_by_role("button", name="New Session").click()
@@ -99,6 +108,93 @@ def with_the_fake(browser: Browser, temporary: Path, folder: Path) -> None:
     lab.widen()
     lab.panel.screenshot(path=folder / "doors.png")
     server.stop()
+
+
+def dialogs(lab: LabPage, stage: Stage, theme: str, folder: Path) -> None:
+    """Take each dialog, and a notebook whose session reconnects."""
+    folder.mkdir(exist_ok=True)
+    lab.open(theme=theme)
+    lab.page.set_viewport_size({"width": SIZE[0], "height": 900})
+    content = lab.dialog.locator(".jp-Dialog-content")
+
+    def take(name: str, body: str = "") -> None:
+        if body:
+            expect(content).to_contain_text(body)
+        content.screenshot(path=folder / f"{name}.png")
+        lab.page.keyboard.press("Escape")
+        expect(lab.dialog).to_have_count(0)
+
+    session = stage.put(1, Phase.READY)
+    stage.put(2, Phase.ENDED, name="Baseline", spec={})
+    stage.put(3, Phase.ENDED, name="With a workspace", spec={"store_workspace": "~/work"})
+    card = lab.card(session["id"])
+    lab.menu(card, "Open Port…")
+    lab.dialog.get_by_role("radio", name="6006").check()
+    take("open-port")
+    lab.menu(card, "SSH Command…")
+    take("ssh")
+    lab.menu(card, "SSH Command…")
+    lab.dialog.get_by_role("button", name="Show Password").click()
+    lab.dialog.get_by_text("~/.ssh/config").click()
+    take("ssh-all", scenery.PASSWORD)
+    lab.menu(card, "Forwarded Ports…")
+    lab.dialog.get_by_label("Port over there").fill("6006")
+    lab.page.keyboard.press("Enter")
+    expect(lab.dialog.locator("tr[data-local-port]")).to_have_count(2)
+    lab.dialog.get_by_label("Port here").fill("70000")
+    take("forwarded-ports", "tensorboard")
+    lab.menu(card, "Running Kernels…")
+    take("kernels", "python3")
+    lab.page.get_by_role("button", name="More", exact=True).click()
+    lab.page.get_by_role("menuitem", name="Debug a ClearML Task…").click()
+    lab.dialog.get_by_role("radio").first.check()
+    take("debug-task")
+    lab.page.get_by_role("button", name="More", exact=True).click()
+    lab.page.screenshot(path=folder / "panel-menu.png")
+    lab.page.get_by_role("menuitem", name="Clean Up Ended ClearML Sessions…").click()
+    take("clean-up", "1 of 2 chosen")
+
+    stage.repositories(vision=scenery.repository())
+    lab.go_to("vision")
+    lab.panel.get_by_role("button", name="New Session").click()
+    box = lab.dialog.get_by_role("region", name="Repository of the folder")
+    expect(box).to_contain_text("3 changed files")
+    lab.dialog.locator(".jp-ClearML-launch").evaluate("body => body.scrollTo(0, 0)")
+    content.screenshot(path=folder / "repository-offered.png")
+    box.get_by_role("checkbox").check()
+    box.get_by_text("Show the changes").click()
+    box.screenshot(path=folder / "repository.png")
+    content.screenshot(path=folder / "repository-dialog.png")
+    lab.dialog.get_by_role("button", name="Import from Command Line").click()
+    expect(lab.dialog.get_by_text("Not understood")).to_be_visible()
+    lab.dialog.locator(".jp-ClearML-launch").evaluate("body => body.scrollTo(0, 0)")
+    take("imported")
+    lab.go_to("/")
+
+    stage.put(1, Phase.RECONNECTING)
+    lab.open_document("remote.ipynb")
+    toolbar = lab.page.locator(".jp-NotebookPanel-toolbar:visible")
+    expect(toolbar.get_by_role("button", name="Reconnecting…")).to_be_visible()
+    expect(lab.page.locator("#jp-main-statusbar")).to_contain_text("| Idle")
+    lab.page.set_viewport_size({"width": SIZE[0], "height": SIZE[1]})
+    lab.page.screenshot(path=folder / "reconnecting.png")
+    lab.page.set_viewport_size({"width": 760, "height": SIZE[1]})
+    lab.page.screenshot(path=folder / "reconnecting-narrow.png")
+    lab.page.close()
+
+
+def kernel_like_ours(server: LabServer, session_id: str) -> str:
+    """Install a local kernel under the name that a session's kernel has; returns the name."""
+    name = f"clearml-{session_id[:8]}-python3"
+    folder = server.folder / "data" / "kernels" / name
+    folder.mkdir(parents=True)
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python 3 · Night training",
+        "language": "python",
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    return name
 
 
 def with_the_real_thing(browser: Browser, temporary: Path, folder: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from jupyterlab_clearml_session.backend.repo import RepoSnapshot
 from jupyterlab_clearml_session.errors import (
     ClearMLSessionError,
     ConnectionTimedOut,
     HostKeyMismatch,
     SessionFailed,
 )
+from jupyterlab_clearml_session.launch_spec import LaunchSpec
 from jupyterlab_clearml_session.models import (
     HostKeyTrust,
     Phase,
@@ -25,6 +27,12 @@ from jupyterlab_clearml_session.models import (
 )
 
 STEPS = 5
+PASSWORD = "k3V-9xQ_fake"
+PORTS = [
+    {"port": 6006, "process": "tensorboard.main"},
+    {"port": 8888, "process": "jupyter-lab"},
+    {"port": 10022, "process": ""},
+]
 ME = Ref("u1", "ada")
 SOMEBODY = Ref("u2", "grace")
 LIVE = {
@@ -39,6 +47,18 @@ LOG_TAIL = [
     "ERROR: No matching distribution found for torhc==2.4",
     "clearml_agent: ERROR: Could not install task requirements!",
 ]
+
+_DIFF = """\
+diff --git a/train.py b/train.py
+index 3b18e51..9f2c1aa 100644
+--- a/train.py
++++ b/train.py
+@@ -12,7 +12,8 @@ def main():
+     model = build(args.model)
+-    optimizer = Adam(model.parameters(), lr=1e-3)
++    optimizer = AdamW(model.parameters(), lr=3e-4)
++    schedule = cosine(optimizer, args.steps)
+"""
 
 
 def task_id(number: int) -> str:
@@ -74,9 +94,51 @@ def tasks(text: str) -> list[dict[str, Any]]:
     all_tasks = [
         {"id": task_id(200), "name": "train resnet", "repository": repository, **shared},
         {"id": task_id(201), "name": "train vit", "repository": repository, **shared},
-        {"id": task_id(202), "name": "plot results", "repository": "", **shared},
+        {"id": task_id(202), "name": "plot results", "repository": repository, **shared},
     ]
     return [task for task in all_tasks if text in str(task["name"]) or text == task["id"]]
+
+
+def launched_with() -> LaunchSpec:
+    """Return what an ended session was launched with."""
+    return LaunchSpec(
+        queue="a100",
+        name="Yesterday's notebook",
+        packages=("torch", "timm"),
+        init_script="apt-get install htop",
+    )
+
+
+def imported() -> LaunchSpec:
+    """Return what the command line remembered."""
+    return LaunchSpec(queue="a100", docker="nvidia/cuda:12.4.1-runtime-ubuntu22.04", keepalive=True)
+
+
+def repository() -> dict[str, Any]:
+    """Return what would be sent of a repository with changes, one of which is not for others' eyes."""
+    snapshot = RepoSnapshot(
+        name="vision",
+        root="/home/ada/vision",
+        url="https://git.example.org/research/vision.git",
+        branch="main",
+        commit="3f9c2a7be0d14c5f8a6b7e9012d3c4b5a6f7e8d9",
+        diff=_DIFF,
+        files=("models/vit.py", "notebooks/fine-tuning.ipynb", "train.py"),
+        left_out=((".env", "may hold secrets (its name)"), ("weights.pt", "is larger than 1,048,576 bytes")),
+        local_commits=1,
+    )
+    return snapshot.to_json()
+
+
+def ssh(local_port: int) -> dict[str, str]:
+    """Return how to get in with ssh, as the real server half writes it."""
+    alias, known_hosts = "clearml-010b7a3c", "/home/ada/.local/share/jupyter/clearml-session/clearml-010b7a3c"
+    return {
+        "ssh_command": f"ssh -p {local_port} -o HostKeyAlias={alias} -o UserKnownHostsFile={known_hosts} "
+        "-o StrictHostKeyChecking=yes -o PreferredAuthentications=password,keyboard-interactive root@127.0.0.1",
+        "ssh_config": f"Host {alias}\n    HostName 127.0.0.1\n    Port {local_port}\n    User root\n"
+        f'    HostKeyAlias {alias}\n    UserKnownHostsFile "{known_hosts}"\n',
+    }
 
 
 def status(mode: str = "server", error: ClearMLSessionError | None = None) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, expect
 
 from jupyterlab_clearml_session.errors import BadCredentials, ClearMLUnreachable, InvalidInput, WrongPhase
 from jupyterlab_clearml_session.models import Phase
 from tests.browser import stage as scenery
-from tests.browser.lab_page import LabPage, Stage
+from tests.browser.lab_page import LabPage, Stage, screenshot
 
 pytestmark = pytest.mark.browser
 
@@ -51,13 +50,6 @@ def buttons(card: Locator) -> set[str]:
         (button.get_attribute("data-command") or "").removeprefix("clearml-session:")
         for button in card.locator("button[data-command]").all()
     }
-
-
-def screenshot(page: Page, request: pytest.FixtureRequest, name: str) -> None:
-    """Keep a picture where `pytest --output` says, to be looked at."""
-    folder = Path(request.config.getoption("--output"), "looks")
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / f"{name}.png")
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
@@ -183,15 +175,6 @@ def test_pages_open_once_and_in_a_browser_tab(tidy_lab: LabPage, stage: Stage) -
     opened.value.close()
 
 
-def test_a_port_is_asked_for_and_checked(tidy_lab: LabPage, stage: Stage) -> None:
-    session = stage.put(1, Phase.READY)
-    tidy_lab.card(session["id"]).get_by_role("button", name="More").click()
-    tidy_lab.page.get_by_role("menuitem", name="Open Port…").click()
-    tidy_lab.dialog.get_by_role("spinbutton").fill("8501")
-    tidy_lab.dialog.get_by_role("button", name="Open").click()
-    expect(tidy_lab.frame().locator("#path")).to_have_text(f"{session['id']}/port/8501/")
-
-
 def test_log(tidy_lab: LabPage, stage: Stage) -> None:
     session = stage.put(1, Phase.STARTING)
     tidy_lab.command(tidy_lab.card(session["id"]), "show-log").click()
@@ -234,7 +217,8 @@ def test_clean_up_lists_what_it_would_delete(tidy_lab: LabPage, stage: Stage) ->
     kept, gone = stage.put(1, Phase.ENDED, name="Keep me"), stage.put(2, Phase.ENDED, name="Old one")
     tidy_lab.panel.get_by_role("button", name="More", exact=True).click()
     tidy_lab.page.get_by_role("menuitem", name="Clean Up Ended ClearML Sessions…").click()
-    expect(tidy_lab.dialog.get_by_role("checkbox")).to_have_count(2)
+    expect(tidy_lab.dialog.get_by_role("listitem")).to_have_count(2)
+    expect(tidy_lab.dialog.get_by_label("All")).to_be_checked()
     tidy_lab.dialog.get_by_label("Keep me").uncheck()
     tidy_lab.dialog.get_by_role("button", name="Delete Chosen").click()
     expect(tidy_lab.page.get_by_text("1 session deleted")).to_be_visible()

@@ -6,18 +6,26 @@ what only the remote has, a terminal, the files, Shut down; then the agent is fr
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FrameLocator, Page, expect
 
 from tests.browser.lab_page import LabPage
 from tests.lab_fixture import LabServer
 
-pytestmark = [pytest.mark.browser, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.integration, pytest.mark.timeout(900)]
 
+LARGE_MB = int(os.environ.get("CLEARML_SESSION_LARGE_MB", "32"))
+"""Size of the file that goes up and down; ``make test-large`` takes 1 GB."""
+
+LARGE_MS = 60_000 + 1_000 * LARGE_MB
+OUTPUT = 50_000_000
 READY_MS = 120_000
 LAB_MS = 60_000
 CELL_MS = 60_000
@@ -39,7 +47,76 @@ def descendants(server: LabServer) -> list[psutil.Process]:
     return found
 
 
-def test_the_main_job(page: Page, server: LabServer) -> None:
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def use_remote_lab(page: Page, remote: FrameLocator, home: Path, here: Path) -> None:
+    """Work in the remote JupyterLab as people do, with a notebook open: large outputs, saving, restart, files."""
+    notebook = remote.locator(".jp-NotebookPanel:visible")
+    dialog = remote.locator(".jp-Dialog")
+
+    def run(code: str, shows: str) -> None:
+        notebook.locator(".jp-Cell .cm-content").last.click()
+        page.keyboard.insert_text(code)
+        page.keyboard.press("Shift+Enter")
+        expect(notebook.locator(".jp-OutputArea-output", has_text=shows)).to_be_visible(timeout=CELL_MS)
+
+    # -- an output of 50 MB, and the notebook saved with it, under the name that JupyterLab asks for
+    run(
+        f"display({{'text/plain': 'a large one', 'application/x-large': 'x' * {OUTPUT}}}, raw=True)",
+        shows="a large one",
+    )
+    page.keyboard.press("Control+s")
+    dialog.locator("input[type=text]").fill("large.ipynb")
+    dialog.locator(".jp-mod-accept").click()
+    expect(remote.get_by_role("tab", name="large.ipynb")).to_be_visible(timeout=LAB_MS)
+    expect(remote.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0, timeout=LAB_MS)
+    (saved,) = home.rglob("large.ipynb")
+    outputs = [output for cell in json.loads(saved.read_text())["cells"] for output in cell["outputs"]]
+    assert [len(output["data"]["application/x-large"]) for output in outputs if "data" in output] == [OUTPUT]
+
+    # -- another kernel behind the same notebook
+    notebook.locator("[data-jp-item-name='restart'] button, [data-jp-item-name='restart']").first.click()
+    dialog.locator(".jp-mod-accept").click()
+    run("print('os' in dir(), 'after the restart')", shows="False after the restart")
+
+    # -- a large file up and down again
+    up, down = here / "up.bin", here / "down.bin"
+    block = os.urandom(1 << 20)
+    with up.open("wb") as file:
+        for number in range(LARGE_MB):
+            file.write(number.to_bytes(4, "big") + block[4:])
+    with page.expect_file_chooser() as chooser:
+        remote.locator("[data-jp-item-name='uploader'] button, [data-jp-item-name='uploader']").first.click()
+    chooser.value.set_files(up)
+    dialog.locator(".jp-mod-accept").click()  # JupyterLab asks before it uploads more than 15 MB
+    item = remote.locator(".jp-DirListing-item", has_text="up.bin")
+    item.wait_for(timeout=LARGE_MS)
+    expect(remote.locator("#jp-main-statusbar")).not_to_contain_text("Uploading", timeout=LARGE_MS)
+    (arrived,) = home.rglob("up.bin")
+    assert sha256(arrived) == sha256(up)
+    item.click(button="right")
+    with page.expect_download(timeout=LARGE_MS) as download:
+        remote.locator(".lm-Menu-item[data-command='filebrowser:download']").click()
+    download.value.save_as(down)
+    assert sha256(down) == sha256(up)
+
+    # -- its own terminal
+    remote.locator(
+        "[data-jp-item-name='new-launcher'] button, [data-jp-item-name='new-launcher']"
+    ).first.click()
+    remote.locator(".jp-LauncherCard[data-category='Other']", has_text="Terminal").click(timeout=LAB_MS)
+    remote.locator(".jp-Terminal:visible .xterm-screen").click(timeout=LAB_MS)
+    page.keyboard.type("echo typed-in-its-own > own-terminal.txt\n")
+    remote.locator(".jp-DirListing-item", has_text="own-terminal.txt").wait_for(timeout=LAB_MS)
+
+
+def test_the_main_job(page: Page, server: LabServer, tmp_path: Path) -> None:
     lab = LabPage(page, server).open()
     lab.widen()
 
@@ -99,6 +176,8 @@ def test_the_main_job(page: Page, server: LabServer) -> None:
     assert Path(home).is_dir()
     assert Path(home) != server.home
     assert Path(home).is_relative_to(server.folder), "the sandbox is below the server's own folder"
+
+    use_remote_lab(page, remote, Path(home), tmp_path)
 
     # -- a terminal over there: what is typed happens there
     lab.command(card, "open-terminal").click()
