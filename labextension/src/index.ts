@@ -16,6 +16,7 @@ import type { IHasContext } from './kernelLink';
 import { KernelLink } from './kernelLink';
 import { Launcher } from './launchDialog';
 import { SessionModel } from './model';
+import { showOnce } from './once';
 import { PANEL_ID, PanelWidget } from './panel';
 import { Progress } from './progress';
 import { SessionAPI } from './request';
@@ -173,7 +174,7 @@ const WITH_KERNEL = ['Notebook', 'ConsolePanel'];
 const kernelLink: JupyterFrontEndPlugin<void> = {
   id: `${EXTENSION_ID}:kernel-link`,
   description:
-    'Tells in notebooks and consoles that the way to their kernel is broken.',
+    'Tells in notebooks and consoles that the way to their kernel is broken, and shows nothing twice after that.',
   autoStart: true,
   requires: [IClearMLSessions, IToolbarWidgetRegistry],
   optional: [ITranslator],
@@ -187,12 +188,15 @@ const kernelLink: JupyterFrontEndPlugin<void> = {
     const showPanel = () => void app.commands.execute(CommandIDs.openPanel);
     for (const kind of WITH_KERNEL) {
       // Where it stands in the toolbar is said in schema/plugin.json.
-      toolbars.addFactory<IHasContext>(
-        kind,
-        'clearml-kernel-link',
-        widget =>
-          new KernelLink({ model, context: widget.sessionContext, trans, showPanel })
-      );
+      toolbars.addFactory<IHasContext>(kind, 'clearml-kernel-link', widget => {
+        showOnce(widget.sessionContext);
+        return new KernelLink({
+          model,
+          context: widget.sessionContext,
+          trans,
+          showPanel
+        });
+      });
     }
   }
 };

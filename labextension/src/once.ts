@@ -11,7 +11,7 @@ const REMEMBERED = 5000;
 /** Watches the kernels of a notebook or a console, one after the other; ends with it. */
 export function showOnce(context: ISessionContext): void {
   const follow = (kernel: Kernel.IKernelConnection | null | undefined): void => {
-    if (kernel) {
+    if (kernel?.name.startsWith('clearml-')) {
       watch(kernel);
     }
   };

@@ -34,10 +34,10 @@ async function stage() {
   const serverSettings = ServerConnection.makeSettings({
     WebSocket: Socket as unknown as typeof WebSocket,
     // Asked whether the kernel still lives, the server says yes.
-    fetch: () => Promise.resolve(new Response('{"id": "k", "name": "n"}'))
+    fetch: () => Promise.resolve(new Response('{"id": "k", "name": "clearml-0-n"}'))
   });
   const kernel = new KernelConnection({
-    model: { id: 'k', name: 'n' },
+    model: { id: 'k', name: 'clearml-0-n' },
     serverSettings
   });
   kernels.push(kernel);
