@@ -39,7 +39,7 @@ test-notebook: $(NOTEBOOK)  ## Notebook 7 and nbclassic through the proxy (first
 	CLEARML_SESSION_NOTEBOOK=$(CURDIR)/$(NOTEBOOK) $(BIN)/python -m pytest tests/integration/test_proxy_apps.py -k notebook $(ARGS)
 
 test-large: $(VENV)/.dev-stamp  ## The real session in a browser, with a file of 1 GB up and down
-	CLEARML_SESSION_LARGE_MB=1024 $(BIN)/python -m pytest tests/browser/test_real.py -k through_the_proxy $(ARGS)
+	CLEARML_SESSION_LARGE_MB=1024 $(BIN)/python -m pytest tests/browser/test_real.py $(ARGS)
 
 lint: $(VENV)/.dev-stamp  ## ruff, mypy, eslint, prettier, tsc
 	$(BIN)/ruff check .
