@@ -125,7 +125,8 @@ export class LaunchDraft {
       }
     }
     this.values = { ...this.values, ...values };
-    if (!sameRepository(this.values.clone_repo, this.repository.found?.clone_repo)) {
+    const { found } = this.repository;
+    if (found && !sameRepository(this.values.clone_repo, found.clone_repo)) {
       this.repositoryTaken = false; // changed by hand
     }
     this._changed.emit();
@@ -168,9 +169,7 @@ export class LaunchDraft {
     }
   }
 
-  /**
-   * Keep the options under a name. Left out are the password, and a repository as it happens to be just now.
-   */
+  /** Keep the options under a name. Left out are the password, and a repository as it happens to be just now. */
   async savePreset(name: string): Promise<boolean> {
     const { password: _, ...spec } = this.spec();
     if (this.repositoryTaken) {

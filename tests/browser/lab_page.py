@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -170,3 +172,17 @@ def screenshot(page: Page, request: pytest.FixtureRequest, name: str) -> None:
     folder = Path(request.config.getoption("--output"), "looks")
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=folder / f"{name}.png")
+
+
+def kernel_like_ours(server: LabServer, session_id: str) -> str:
+    """Install a local kernel under the name that a session's kernel has; returns the name."""
+    name = f"clearml-{session_id[:8]}-python3"
+    folder = server.folder / "data" / "kernels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python 3 · Night training",
+        "language": "python",
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    return name

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from jupyterlab_clearml_session.models import Phase
 from tests.browser import stage as scenery
 from tests.browser.conftest import ARGUMENTS, ROOT, SETTINGS, find_chromium
-from tests.browser.lab_page import LabPage, Stage
+from tests.browser.lab_page import LabPage, Stage, kernel_like_ours
 from tests.lab_fixture import LabServer
 
 SIZE = (1180, 720)
@@ -181,20 +181,6 @@ def dialogs(lab: LabPage, stage: Stage, theme: str, folder: Path) -> None:
     lab.page.set_viewport_size({"width": 760, "height": SIZE[1]})
     lab.page.screenshot(path=folder / "reconnecting-narrow.png")
     lab.page.close()
-
-
-def kernel_like_ours(server: LabServer, session_id: str) -> str:
-    """Install a local kernel under the name that a session's kernel has; returns the name."""
-    name = f"clearml-{session_id[:8]}-python3"
-    folder = server.folder / "data" / "kernels" / name
-    folder.mkdir(parents=True)
-    spec = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "Python 3 · Night training",
-        "language": "python",
-    }
-    (folder / "kernel.json").write_text(json.dumps(spec))
-    return name
 
 
 def with_the_real_thing(browser: Browser, temporary: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The dialogs of the panel in a real browser, with the fake server half; both themes to be looked at."""
+"""The dialogs of the panel, and a console, in a real browser, with the fake server half."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from jupyterlab_clearml_session.errors import Conflict, InvalidInput
 from jupyterlab_clearml_session.models import Phase
 from tests.browser import stage as scenery
-from tests.browser.lab_page import LabPage, Stage
+from tests.browser.lab_page import LabPage, Stage, kernel_like_ours
 from tests.lab_fixture import LabServer
 
 pytestmark = pytest.mark.browser
@@ -189,3 +189,30 @@ def test_presets_are_imported_from_the_command_line(tidy_lab: LabPage, stage: St
     tidy_lab.panel.get_by_role("button", name="More", exact=True).click()
     tidy_lab.page.get_by_role("menuitem", name="Import Presets").click()
     expect(tidy_lab.page.get_by_text("Imported as preset “clearml-session”")).to_be_visible()
+
+
+# -- consoles ----------------------------------------------------------------------------------------------
+
+
+def test_a_console_says_that_the_way_to_its_kernel_is_broken(
+    fake_server: LabServer, tidy_lab: LabPage, stage: Stage
+) -> None:
+    """With a local kernel that bears the name of a session's; notebooks are tried for real in `test_reconnect`."""
+    session = stage.put(1, Phase.READY)
+    name = kernel_like_ours(fake_server, session["id"])
+    tidy_lab.page.evaluate(
+        """async name => {
+            const app = window.jupyterapp;
+            await app.serviceManager.kernelspecs.refreshSpecs();
+            await app.commands.execute('console:create', {kernelPreference: {name}, activate: true});
+        }""",
+        name,
+    )
+    toolbar = tidy_lab.page.locator(".jp-ConsolePanel .jp-Toolbar")
+    expect(toolbar).to_contain_text("Night training")
+    link = toolbar.get_by_role("button", name="Reconnecting…")
+    expect(link).to_have_count(0)
+    stage.put(1, Phase.RECONNECTING)
+    expect(link).to_be_visible()
+    stage.put(1, Phase.READY)
+    expect(link).to_have_count(0)

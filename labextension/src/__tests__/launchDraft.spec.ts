@@ -320,6 +320,22 @@ describe('the repository of the folder', () => {
     expect(draft.repository.isNone).toBe(true);
   });
 
+  it('of another folder is not sent in its place, whatever is typed meanwhile', async () => {
+    let refuse: (reason: SessionError) => void = () => undefined;
+    const repository = jest
+      .fn()
+      .mockResolvedValueOnce(found)
+      .mockReturnValue(new Promise((_, reject) => (refuse = reject)));
+    const { draft } = await offered({ folder: 'x', withRepository: true }, repository);
+    const loading = draft.load({ folder: 'y', withRepository: true });
+    await settle();
+    draft.set({ queue: 'gpu' });
+    refuse(none);
+    await loading;
+    expect(draft.repositoryTaken).toBe(false);
+    expect(draft.spec()).toEqual({ queue: 'gpu' });
+  });
+
   it('is not kept in a preset', async () => {
     const { api, draft } = await loaded({
       repository: jest.fn().mockResolvedValue(found),
