@@ -55,7 +55,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def use_remote_lab(page: Page, remote: FrameLocator, home: Path, here: Path) -> None:
+def use_remote_lab(page: Page, server: LabServer, remote: FrameLocator, home: Path, here: Path) -> None:
     """Work in the remote JupyterLab as people do, with a notebook open: large outputs, saving, restart, files."""
     notebook = remote.locator(".jp-NotebookPanel:visible")
     dialog = remote.locator(".jp-Dialog")
@@ -95,12 +95,12 @@ def use_remote_lab(page: Page, remote: FrameLocator, home: Path, here: Path) -> 
         remote.locator("[data-jp-item-name='uploader'] button, [data-jp-item-name='uploader']").first.click()
     chooser.value.set_files(up)
     dialog.locator(".jp-mod-accept").click()  # JupyterLab asks before it uploads more than 15 MB
-    item = remote.locator(".jp-DirListing-item", has_text="up.bin")
-    item.wait_for(timeout=LARGE_MS)
-    expect(remote.locator("#jp-main-statusbar")).not_to_contain_text("Uploading", timeout=LARGE_MS)
+    server.until(
+        lambda: [file.stat().st_size for file in home.rglob("up.bin")] == [LARGE_MB << 20], LARGE_MS / 1000
+    )
     (arrived,) = home.rglob("up.bin")
     assert sha256(arrived) == sha256(up)
-    item.click(button="right")
+    remote.locator(".jp-DirListing-item", has_text="up.bin").click(button="right", timeout=LAB_MS)
     with page.expect_download(timeout=LARGE_MS) as download:
         remote.locator(".lm-Menu-item[data-command='filebrowser:download']").click()
     download.value.save_as(down)
@@ -177,7 +177,7 @@ def test_the_main_job(page: Page, server: LabServer, tmp_path: Path) -> None:
     assert Path(home) != server.home
     assert Path(home).is_relative_to(server.folder), "the sandbox is below the server's own folder"
 
-    use_remote_lab(page, remote, Path(home), tmp_path)
+    use_remote_lab(page, server, remote, Path(home), tmp_path)
 
     # -- a terminal over there: what is typed happens there
     lab.command(card, "open-terminal").click()
