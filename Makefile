@@ -26,7 +26,7 @@ demo: $(VENV)/.local-stamp  ## Try it on this machine: embedded ClearML, Jupyter
 
 test: test-js test-python  ## All tests; browser tests where a Chromium is found
 
-test-python: $(VENV)/.dev-stamp
+test-python: $(VENV)/.lab-stamp
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 test-js: $(VENV)/.dev-stamp
@@ -66,12 +66,16 @@ $(BIN)/python:
 
 # A development install serves the demo too.
 $(VENV)/.local-stamp: $(SOURCES) | $(BIN)/python
-	test -e $(VENV)/.dev-stamp || $(PIP) '.[local]'
+	if test -e $(VENV)/.dev-stamp; then $(MAKE) $(VENV)/.lab-stamp; else $(PIP) '.[local]'; fi
 	touch $@
 
 $(VENV)/.dev-stamp: $(BUILD) | $(BIN)/python
 	$(PIP) --editable '.[local,test,dev]'
 	cd labextension && jlpm install
+	touch $@
+
+# The front end as it is now: an editable install serves what was built last.
+$(VENV)/.lab-stamp: $(VENV)/.dev-stamp $(SOURCES)
 	cd labextension && jlpm build
 	touch $@
 
