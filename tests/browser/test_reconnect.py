@@ -101,18 +101,47 @@ def server(
     server.stop()
 
 
+class Sessions:
+    """Launches a session behind the gateway; the page is loaded while it starts."""
+
+    def __init__(self, server: LabServer, gateway: Gateway) -> None:
+        self._server = server
+        self._spec = {
+            "name": "behind a relay",
+            "vscode_server": False,
+            "remote_ssh_port": str(gateway.ssh_port),
+            "remote_gateway": gateway.address,
+        }
+        self.id = self._launch()
+
+    def ready(self) -> dict[str, Any]:
+        """Return the session, ready and with its kernels."""
+        found: dict[str, Any] = self._server.until(self._look, 120.0)
+        return found
+
+    def shut_down(self) -> None:
+        self._server.api("DELETE", f"sessions/{self.id}")
+
+    def _launch(self) -> str:
+        return str(self._server.api("POST", "sessions", self._spec)["id"])
+
+    def _look(self) -> dict[str, Any] | None:
+        session: dict[str, Any] = self._server.api("GET", f"sessions/{self.id}")
+        if session.get("error", {}).get("code") == "jupyter_port_clash":
+            # Another test's session started at the same moment: upstream's Jupyters may take the same port then.
+            self.shut_down()
+            self._server.until(lambda: self._server.api("GET", f"sessions/{self.id}")["phase"] == "ended")
+            self.id = self._launch()
+            return None
+        assert session["phase"] not in ("failed", "ended"), session
+        return session if session["phase"] == "ready" and session["kernelspecs"] else None
+
+
 @pytest.fixture
-def session(server: LabServer, gateway: Gateway) -> Iterator[dict[str, Any]]:
-    """A session on its way."""
-    spec = {
-        "name": "behind a relay",
-        "vscode_server": False,
-        "remote_ssh_port": str(gateway.ssh_port),
-        "remote_gateway": gateway.address,
-    }
-    launched = server.api("POST", "sessions", spec)
-    yield launched
-    server.api("DELETE", f"sessions/{launched['id']}")
+def sessions(server: LabServer, gateway: Gateway) -> Iterator[Sessions]:
+    sessions = Sessions(server, gateway)
+    yield sessions
+    sessions.shut_down()
 
 
 @pytest.fixture
@@ -146,18 +175,17 @@ def write_notebook(server: LabServer, kernel: str, *cells: str) -> str:
 
 def test_nothing_is_lost_and_the_notebook_says_what_is_going_on(
     lab: LabPage,
-    session: dict[str, Any],
+    sessions: Sessions,
     server: LabServer,
     gateway: Gateway,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     page = lab.open().page
-    ready = server.phase(session["id"], "ready")
-    kernel = server.until(lambda: server.api("GET", f"sessions/{session['id']}")["kernelspecs"])[0]
-    assert ready["endpoints"]["ssh"]["port"] != gateway.ssh_port, "the way leads through the relay"
+    session = sessions.ready()
+    assert session["endpoints"]["ssh"]["port"] != gateway.ssh_port, "the way leads through the relay"
 
-    path = write_notebook(server, kernel, COUNTING.format(folder=str(tmp_path)), QUEUED)
+    path = write_notebook(server, session["kernelspecs"][0], COUNTING.format(folder=str(tmp_path)), QUEUED)
     lab.open_document(path)
     status_bar = page.locator("#jp-main-statusbar")
     expect(status_bar).to_contain_text("behind a relay | Idle", timeout=LAB_MS)
