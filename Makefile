@@ -77,6 +77,7 @@ $(VENV)/.dev-stamp: $(BUILD) | $(BIN)/python
 # The front end as it is now: an editable install serves what was built last.
 $(VENV)/.lab-stamp: $(VENV)/.dev-stamp $(SOURCES)
 	cd labextension && jlpm build
+	cp -R jupyterlab_clearml_session/labextension/. $(VENV)/share/jupyter/labextensions/jupyterlab-clearml-session/
 	touch $@
 
 $(VENV)/.bench-stamp: $(VENV)/.dev-stamp

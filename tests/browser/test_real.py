@@ -212,7 +212,7 @@ def test_the_main_job(page: Page, server: LabServer, tmp_path: Path) -> None:
     assert set(lab.complaints) <= {"Kernel is dead"}
 
 
-def test_no_process_is_left(server: LabServer) -> None:
+def test_no_process_is_left(server: LabServer, browser_name: str) -> None:
     children = descendants(server)
     assert children, "the embedded default runs beside the server"
     server.stop()

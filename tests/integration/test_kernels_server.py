@@ -55,8 +55,9 @@ async def test_interrupt_restart_and_shutdown(machine: RemoteMachine, app: Any) 
         client = kernel.client()
         client.start_channels()
         await client.wait_for_ready(timeout=30)
-        request = client.execute("x = 1\nimport time\ntime.sleep(60)")
-        while (await client.get_iopub_msg(timeout=10))["msg_type"] != "execute_input":
+        request = client.execute("x = 1\nimport time\nprint('here', flush=True)\ntime.sleep(60)")
+        # An interrupt between "execute_input" and the cell's first line interrupts nothing.
+        while (await client.get_iopub_msg(timeout=30))["msg_type"] != "stream":
             pass
         await manager.interrupt_kernel(kernel_id)
         reply = await reply_to(client, request)
