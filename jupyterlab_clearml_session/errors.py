@@ -318,10 +318,20 @@ class ForeignSession(ClearMLSessionError):
     status = 403
     default_hint = (
         "Its pages run in the origin of your JupyterLab: whoever controls that machine could then read your files "
-        "and run code here, in your name. A forwarded port opens it in an origin of its own."
+        "and run code here, in your name."
     )
     link: str = ""
     """Where the warning's page leads on; not part of the JSON, as a page must not follow it by itself."""
+    apart: str = ""
+    """Where it opens the session at an address of its own; empty where the browser could not reach that."""
+
+
+class ApartClosed(ClearMLSessionError):
+    """A session's own address was visited by somebody who did not come from the warning's page."""
+
+    code = "apart_closed"
+    status = 403
+    default_hint = "Open the session in JupyterLab's panel, and from there at its own address again."
 
 
 class RemoteDeadline(ClearMLSessionError):

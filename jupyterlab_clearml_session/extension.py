@@ -17,7 +17,7 @@ from .forwards import ForwardManager
 from .kernels.manager import SessionKernelManager
 from .local import LocalMode
 from .presets import PresetManager
-from .proxy import strict
+from .proxy import apart, strict
 from .proxy.handlers import handlers as proxy_handlers
 from .proxy.handlers import other_spelling
 from .sessions import SessionManager
@@ -69,7 +69,9 @@ class ClearMLSessionExtension(ExtensionApp):
         )
         self.kernels = SessionKernelManager(self.manager, self.serverapp.kernel_spec_manager, log=self.log)
         forwards = ForwardManager(self.manager, state_dir / "known_hosts")
+        aparts = apart.Aparts()
         self.manager.add_hook(on_gone=forwards.forget)
+        self.manager.add_hook(on_gone=aparts.forget)
         assert self.serverapp.event_logger is not None
         self._unpublish = events.publish(self.manager, self.serverapp.event_logger)
         self.settings.update(
@@ -78,6 +80,7 @@ class ClearMLSessionExtension(ExtensionApp):
                 "clearml_session_presets": PresetManager(Path(self.presets_dir)),
                 "clearml_session_kernels": self.kernels,
                 "clearml_session_forwards": forwards,
+                "clearml_session_aparts": aparts,
             }
         )
         # Runs once the loop does; nothing of it may delay the start of the server.
@@ -85,7 +88,7 @@ class ClearMLSessionExtension(ExtensionApp):
 
     def initialize_handlers(self) -> None:
         self.handlers.extend(api_handlers)
-        self.handlers.extend(proxy_handlers)
+        self.handlers.extend([*apart.handlers, *proxy_handlers])
         assert self.serverapp is not None
         web_app: Any = self.serverapp.web_app
         strict.guard(web_app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import html
 import json
 import logging
 import random
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from jupyterlab_clearml_session.proxy import jupyter_pages
+from jupyterlab_clearml_session.proxy import jupyter_pages, trust
 from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
@@ -729,38 +730,136 @@ async def test_someone_elses_session_opens_after_a_warning_only(proxy: Proxy) ->
     proxy.serverapp.web_app.settings["clearml_session_manager"].mine = False
     browser = Browser(proxy)
     await browser.login()
+    port, cookies = proxy.serverapp.port, browser.cookie
     path = f"{proxy.base}/port/{proxy.service.port}/x?y=1"
-
-    async def visit(target: str, *more: str) -> str:
-        lines = [
-            f"GET {target} HTTP/1.1",
-            "Host: 127.0.0.1",
-            "Connection: close",
-            f"Cookie: {browser.cookie}",
-            *more,
-        ]
-        return (await raw(proxy, ("\r\n".join(lines) + "\r\n\r\n").encode())).decode()
-
-    navigation = [f"{name}: {value}" for name, value in NAVIGATION.items()]
-    assert "foreign_session" in await visit(path)
-    page = await visit(path, *navigation)
+    assert "foreign_session" in await visit(port, path, cookies, navigates=False)
+    page = await visit(port, path, cookies)
     assert page.startswith("HTTP/1.1 403")
     assert "Ada &lt;Lovelace&gt;" in page
     assert "http-equiv" not in page
     assert proxy.service.requests == []
-    (link,) = re.findall(r'<a href="([^"]+)"', page)
+    _, link = (html.unescape(found) for found in re.findall(r'<a href="([^"]+)"', page))
     forged = re.sub(r"[0-9a-f]{8}$", "00000000", link)
-    assert (await visit(forged.replace("&amp;", "&"), *navigation)).startswith("HTTP/1.1 403")
+    assert (await visit(port, forged, cookies)).startswith("HTTP/1.1 403")
 
-    agreed = await visit(link.replace("&amp;", "&"), *navigation)
+    agreed = await visit(port, link, cookies)
     assert agreed.startswith("HTTP/1.1 302")
     assert f"Location: {path}\r\n" in agreed
     (cookie,) = re.findall(r"Set-Cookie: (clearml-session-trust=[^\r]+)", agreed)
     assert "HttpOnly" in cookie
     assert f"Path={proxy.base}" in cookie
-    browser.cookie += "; " + cookie.partition(";")[0]
-    assert "200 OK" in await visit(path, *navigation)
+    assert "200 OK" in await visit(port, path, f"{cookies}; {cookie.partition(';')[0]}")
     assert proxy.service.requests[-1].get("Cookie") is None
+
+
+async def warned(proxy: Proxy, kind: str) -> tuple[str, str]:
+    """Visit someone else's session; return the login cookie and the warning's link to an own address."""
+    proxy.serverapp.web_app.settings["clearml_session_manager"].mine = False
+    browser = Browser(proxy)
+    await browser.login()
+    page = await visit(proxy.serverapp.port, f"{proxy.base}/{kind}/x?y=1", browser.cookie)
+    assert page.startswith("HTTP/1.1 403")
+    apart, _ = re.findall(r'<a href="([^"]+)"', page)
+    return browser.cookie, html.unescape(apart)
+
+
+async def visit(
+    port: int,
+    target: str,
+    cookie: str = "",
+    *more: str,
+    host: str = "",
+    method: str = "GET",
+    navigates: bool = True,
+) -> str:
+    """Make a navigation as a browser does; return the answer."""
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        f"Host: {host or '127.0.0.1'}",
+        "Connection: close",
+        *more,
+    ]
+    lines += [f"{name}: {value}" for name, value in NAVIGATION.items()] if navigates else []
+    lines += [f"Cookie: {cookie}"] if cookie else []
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer.decode("latin-1")
+
+
+async def test_someone_elses_session_at_an_address_of_its_own(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    settings = proxy.serverapp.web_app.settings
+    login, link = await warned(proxy, "jupyter")
+    forged = re.sub(r"[0-9a-f]{8}$", "00000000", link)
+    assert (await visit(proxy.serverapp.port, forged, login)).startswith("HTTP/1.1 403")
+    assert not (await visit(proxy.serverapp.port, link)).startswith("HTTP/1.1 200")  # nobody is logged in
+    led = await visit(proxy.serverapp.port, link, login)
+    assert led.startswith("HTTP/1.1 302")
+    (found,) = re.findall(r"Location: http://localhost:(\d+)(/x\?y=1&clearml-session-token=\S+)\r\n", led)
+    port, invitation = int(found[0]), found[1]
+    host = f"localhost:{port}"
+
+    # Not without the invitation, which works once; not by another name; the local login counts for nothing.
+    for target, cookie, name in (
+        ("/x", "", host),
+        ("/x", login, host),
+        (invitation, "", f"evil.example:{port}"),
+    ):
+        assert (await visit(port, target, cookie, host=name)).startswith("HTTP/1.1 403")
+    assert proxy.service.requests == []
+    entered = await visit(port, invitation, host=host)
+    assert entered.startswith("HTTP/1.1 302")
+    assert "Location: /x?y=1\r\n" in entered
+    (key,) = re.findall(r"Set-Cookie: (clearml-session-apart-[^;]+);.*HttpOnly.*SameSite=Lax", entered)
+    assert (await visit(port, invitation, host=host)).startswith("HTTP/1.1 403")
+
+    # The service is at "/" there: its token goes in, and neither that nor a cookie of ours comes out or goes in.
+    page = f'<body data-jupyter-api-token="{REMOTE_TOKEN}" data-base-url="/"><a href="/lab">x</a>'.encode()
+    proxy.service.reply = canned(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nSet-Cookie: a=1\r\nSet-Cookie: _xsrf=1\r\n"
+        b"Location: /lab\r\nContent-Length: %d\r\n\r\n" % len(page) + page
+    )
+    answer = await visit(port, "/x?y=1", f"{key}; {login}", host=host)
+    assert answer.endswith('<body data-jupyter-api-token="" data-base-url="/"><a href="/lab">x</a>')
+    assert "Set-Cookie: a=1; Path=/\r\n" in answer
+    assert "Location: /lab\r\n" in answer
+    assert answer.count("Set-Cookie") == 1
+    (seen,) = proxy.service.requests
+    assert seen.target == "/x?y=1"
+    assert seen.get("Cookie") is None
+    assert seen.get("Authorization") == f"token {REMOTE_TOKEN}"
+
+    # A page from elsewhere, the local JupyterLab's too, cannot act there.
+    local = f"http://127.0.0.1:{proxy.serverapp.port}"
+    for origin, status in ((local, 403), ("null", 403), (f"http://{host}", 200)):
+        empty = ("Content-Length: 0", f"Origin: {origin}")
+        answer = await visit(port, "/x", key, *empty, host=host, method="POST", navigates=False)
+        assert answer.startswith(f"HTTP/1.1 {status}")
+    socket = ("Upgrade: websocket", "Connection: Upgrade", f"Origin: {local}")
+    assert (await visit(port, "/x", key, *socket, host=host, navigates=False)).startswith("HTTP/1.1 403")
+    assert (await visit(port, "/x", key, "X: a\n b", host=host)).startswith("HTTP/1.1 400")
+    assert len(proxy.service.requests) == 2
+    token = invitation.partition("clearml-session-token=")[2]
+    for secret in (token, key.partition("=")[2], REMOTE_TOKEN):
+        assert secret not in caplog.text
+
+    await settings["clearml_session_aparts"].forget(SESSION)
+    with pytest.raises(ConnectionRefusedError):
+        await visit(port, "/x", key, host=host)
+
+
+async def test_own_address_of_a_port_and_where_there_can_be_none(proxy: Proxy) -> None:
+    login, link = await warned(proxy, f"port-absolute/{proxy.service.port}")
+    led = await visit(proxy.serverapp.port, link, login)
+    assert (
+        f"{proxy.base}/port-absolute/{proxy.service.port}/x?y=1&" in led
+    )  # such a service knows the whole path
+    assert trust.other_loopback("jupyter.example") is None  # the browser is on another machine
+    await proxy.serverapp.web_app.settings["clearml_session_aparts"].forget(SESSION)
 
 
 FROM_SITES: list[tuple[str, list[str], int]] = [

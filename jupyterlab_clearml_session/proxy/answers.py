@@ -52,6 +52,10 @@ def page(error: ClearMLSessionError) -> str:
     link = ""
     if isinstance(error, ForeignSession):
         link = f'<p><a href="{html.escape(error.link)}">Open it all the same</a></p>\n'
+        if error.apart:
+            # Not in a frame: there a page of another site would get none of its cookies.
+            where = f'href="{html.escape(error.apart)}" target="_blank" rel="noopener"'
+            link = f"<p><a {where}>Open it at an address of its own</a>, where it can do none of that</p>\n{link}"
     return _PAGE.format(
         refresh=f'<meta http-equiv="refresh" content="{RETRY_AFTER}">\n' if retries(error) else "",
         title=html.escape(_TITLES.get(error.status, "The remote service cannot be reached")),

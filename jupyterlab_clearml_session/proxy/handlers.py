@@ -82,10 +82,7 @@ class ProxyHandler(JupyterHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Check who asks, find the service, and send the request's head there before the body is read."""
         cast(HTTP1Connection, self.request.connection).set_max_body_size(UNLIMITED)
-        await super().prepare(_redirect_to_login=self._is_navigation())
-        if self._answered():
-            return
-        await self._check_access()
+        await self._admit()
         if self._answered():
             return
         if not self.path_args[-1]:
@@ -121,7 +118,11 @@ class ProxyHandler(JupyterHandler):
                 return
         super().check_xsrf_cookie()
 
-    async def _check_access(self) -> None:
+    async def _admit(self) -> None:
+        """Say whether whoever asks may use the sessions' services: return, answer, or raise."""
+        await super().prepare(_redirect_to_login=self._is_navigation())
+        if self._answered():
+            return
         if self.current_user is None:
             if self._is_navigation():
                 self.redirect(url_concat(self.get_login_url(), {"next": self.request.uri or "/"}))
@@ -132,6 +133,9 @@ class ProxyHandler(JupyterHandler):
         )
         if not allowed:
             raise web.HTTPError(403, "Not authorised to use the sessions' services")
+        self._check_site()
+
+    def _check_site(self) -> None:
         site = self.request.headers.get("Sec-Fetch-Site", "none")
         from_elsewhere = site in ("cross-site", "same-site") and not self.token_authenticated
         if from_elsewhere and not (self.request.method == "GET" and self._is_navigation()):
@@ -142,8 +146,8 @@ class ProxyHandler(JupyterHandler):
         for session in manager.attached():
             if session.id != session_id or trust.trusts(self, session):
                 continue
-            if not trust.accepts(self, session):
-                raise trust.warning(self, session)
+            if not trust.accepts(self, session_id):
+                raise trust.warning(self, session, self._prefix(session_id))
             trust.remember(self, session, self._prefix(session_id))
 
     async def _begin(self, pool: Pool) -> None:
@@ -313,10 +317,13 @@ class ProxyHandler(JupyterHandler):
         self._close_exchange()
         page = jupyter_pages.decode(b"".join(parts), head.get("content-encoding"))
         self._send_head(head, without=("content-encoding", "content-length", "etag", "last-modified"))
-        if not self.get_cookie("_xsrf"):
-            _ = self.xsrf_token  # the page's own requests carry it; reading it sets the cookie
+        self._offer_xsrf()
         self.write(rewriter(page, self._proxied.prefix))
         await self.finish()
+
+    def _offer_xsrf(self) -> None:
+        if not self.get_cookie("_xsrf"):
+            _ = self.xsrf_token  # the page's own requests carry it; reading it sets the cookie
 
     async def _upgrade(self, exchange: Exchange, head: http1.ResponseHead) -> None:
         if not self._is_websocket():
@@ -427,48 +434,12 @@ class ProxyHandler(JupyterHandler):
 
     def _may_be_rewritten(self) -> bool:
         """Whether the answer should come uncompressed, because something in it may have to be changed."""
-        return False
-
-    def _rewriter(self, _head: http1.ResponseHead) -> Callable[[bytes, str], bytes] | None:
-        """Return what rewrites this answer, if anything does."""
-        return None
-
-    def _remember_cookies(self, head: http1.ResponseHead) -> None:
-        known = self.state.cookies(*self._key)
-        for name in set_cookie_names(head.headers):
-            if len(known) < MAX_COOKIE_NAMES:
-                known.add(name)
-
-    # -- for the subclasses
-
-    async def _tunnel(self, session_id: str) -> Tunnel:
-        manager = self.settings["clearml_session_manager"]
-        tunnel: Tunnel | None = await manager.tunnel(session_id, self.state.settings.tunnel_wait)
-        if tunnel is None:
-            raise TunnelDown("The tunnel to the session is down.")
-        return tunnel
-
-    def _prefix(self, *parts: str) -> str:
-        return url_path_join(self.base_url, "clearml-session/proxy", *parts).rstrip("/")
-
-
-class ServiceHandler(ProxyHandler):
-    """``/<session>/jupyter/...`` and ``/<session>/vscode/...``."""
-
-    async def _find(self) -> tuple[Route, Tunnel, str]:
-        session_id, kind, _ = self.path_args
-        manager: Any = self.settings["clearml_session_manager"]
-        tunnel = await self._tunnel(session_id)
-        endpoint = await manager.endpoint(session_id, kind, self.state.settings.tunnel_wait)
-        token = endpoint.token if kind == "jupyter" else ""
-        return Route(self._prefix(session_id, kind), endpoint.port, token), tunnel, session_id
-
-    def _may_be_rewritten(self) -> bool:
-        _, kind, path = self.path_args
+        kind, path = self._service()
         return kind == "jupyter" and (path == _KERNELSPECS or not path.startswith(_DATA))
 
     def _rewriter(self, head: http1.ResponseHead) -> Callable[[bytes, str], bytes] | None:
-        _, kind, path = self.path_args
+        """Return what rewrites this answer, if anything does."""
+        kind, path = self._service()
         if kind != "jupyter" or head.length == 0 or (head.length or 0) > jupyter_pages.MAX_PAGE:
             return None
         content = head.get("content-type").lower().partition(";")[0].strip()
@@ -479,18 +450,53 @@ class ServiceHandler(ProxyHandler):
         is_page = head.status >= 400 or (head.status == 200 and not path.startswith(_DATA))
         return jupyter_pages.rewrite if is_page and content == "text/html" else None
 
+    def _remember_cookies(self, head: http1.ResponseHead) -> None:
+        known = self.state.cookies(*self._key)
+        for name in set_cookie_names(head.headers):
+            if len(known) < MAX_COOKIE_NAMES:
+                known.add(name)
+
+    # -- for the subclasses
+
+    def _service(self) -> tuple[str, str]:
+        """Return which service is asked (``jupyter``, ``vscode``, ``port`` ...), and the path there."""
+        return self.path_args[1], self.path_args[-1]
+
+    async def _lookup(
+        self, session_id: str, kind: str, number: str | None, prefix: str
+    ) -> tuple[Route, Tunnel, str]:
+        """Find a service by its kind, or by the number of its port."""
+        if number is not None and not 1 <= int(number) <= 65535:
+            raise InvalidInput(f"{number} is not a port.", field="port")
+        manager: Any = self.settings["clearml_session_manager"]
+        wait = self.state.settings.tunnel_wait
+        tunnel: Tunnel | None = await manager.tunnel(session_id, wait)
+        if tunnel is None:
+            raise TunnelDown("The tunnel to the session is down.")
+        if number is not None:
+            return Route(prefix, int(number), strip=kind == "port"), tunnel, session_id
+        endpoint = await manager.endpoint(session_id, kind, wait)
+        token = endpoint.token if kind == "jupyter" else ""
+        return Route(prefix, endpoint.port, token), tunnel, session_id
+
+    def _prefix(self, *parts: str) -> str:
+        return url_path_join(self.base_url, "clearml-session/proxy", *parts).rstrip("/")
+
+
+class ServiceHandler(ProxyHandler):
+    """``/<session>/jupyter/...`` and ``/<session>/vscode/...``."""
+
+    async def _find(self) -> tuple[Route, Tunnel, str]:
+        session_id, kind, _ = self.path_args
+        return await self._lookup(session_id, kind, None, self._prefix(session_id, kind))
+
 
 class PortHandler(ProxyHandler):
     """``/<session>/port/<n>/...`` and ``/<session>/port-absolute/<n>/...``."""
 
     async def _find(self) -> tuple[Route, Tunnel, str]:
         session_id, kind, number, _ = self.path_args
-        port = int(number)
-        if not 1 <= port <= 65535:
-            raise InvalidInput(f"{number} is not a port.", field="port")
-        prefix = self._prefix(session_id, kind, number)
-        tunnel = await self._tunnel(session_id)
-        return Route(prefix, port, strip=kind == "port"), tunnel, session_id
+        return await self._lookup(session_id, kind, number, self._prefix(session_id, kind, number))
 
 
 class SpellingHandler(web.RequestHandler):

@@ -15,35 +15,35 @@ from tornado import web
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPInputError, HTTPServerConnectionDelegate
 
-_OURS = b"clearml-session/proxy/"
+OURS = b"clearml-session/proxy/"
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
 """A bare line feed, a bare carriage return, a folded line."""
 
 _MARK = "clearml_session_strict"
 
 
-def guard(app: web.Application) -> None:
-    """Let every connection of `app` refuse such heads for the proxy's routes. Calling it again does nothing."""
+def guard(app: web.Application, ours: bytes = OURS) -> None:
+    """Let every connection of `app` refuse such heads where `ours` is in them. Calling it again does nothing."""
     if app.settings.get(_MARK):
         return
     app.settings[_MARK] = True
     start_request: Callable[..., Any] = app.start_request
 
     def start_strictly(server_conn: object, request_conn: Any) -> HTTPServerConnectionDelegate:
-        _watch(request_conn)
+        _watch(request_conn, ours)
         delegate: HTTPServerConnectionDelegate = start_request(server_conn, request_conn)
         return delegate
 
     app.start_request = start_strictly  # type: ignore[method-assign,assignment]
 
 
-def _watch(connection: HTTP1Connection) -> None:
+def _watch(connection: HTTP1Connection, ours: bytes) -> None:
     parse = getattr(connection, "_parse_headers", None)
     if parse is None:
         return  # another Tornado; from 6.7 on it refuses these itself, and no request may fail for this
 
     def parse_strictly(data: bytes) -> Any:
-        if _OURS in data and _AMBIGUOUS.search(data):
+        if ours in data and _AMBIGUOUS.search(data):
             raise HTTPInputError("a bare line break or a folded line in the request's head")
         return parse(data)
 

@@ -34,14 +34,14 @@ def trusts(handler: web.RequestHandler, session: Session) -> bool:
     return handler.get_signed_cookie(COOKIE, max_age_days=31) == session.id.encode()
 
 
-def accepts(handler: web.RequestHandler, session: Session) -> bool:
-    """Whether the user has just followed the link of the warning."""
+def accepts(handler: web.RequestHandler, session_id: str) -> bool:
+    """Whether the user has just followed a link of the warning."""
     given = handler.get_query_argument(COOKIE, "")
     secret = handler.settings["cookie_secret"]
     value = (
         web.decode_signed_value(secret, COOKIE + "-link", given, max_age_days=LINK_DAYS) if given else None
     )
-    return value == session.id.encode()
+    return value == session_id.encode()
 
 
 def remember(handler: web.RequestHandler, session: Session, prefix: str) -> None:
@@ -49,14 +49,32 @@ def remember(handler: web.RequestHandler, session: Session, prefix: str) -> None
     handler.set_signed_cookie(
         COOKIE, session.id, expires_days=None, path=prefix, httponly=True, samesite="Strict"
     )
-    query = strip_token(handler.request.query, names=frozenset({COOKIE}))
-    handler.redirect(handler.request.path + (f"?{query}" if query else ""))
+    handler.redirect(handler.request.path + without_proof(handler.request.query))
 
 
-def warning(handler: web.RequestHandler, session: Session) -> ForeignSession:
-    """Return the failure whose page is the warning; its ``link`` leads through."""
+def without_proof(query: str) -> str:
+    """Return a query, with its question mark, without what the warning's link added to it."""
+    query = strip_token(query, names=frozenset({COOKIE}))
+    return f"?{query}" if query else ""
+
+
+def warning(handler: web.RequestHandler, session: Session, prefix: str) -> ForeignSession:
+    """Return the failure whose page is the warning; its ``link`` leads through, ``apart`` to an own origin."""
     owner = session.user.name if session.user is not None and session.user.name else "someone else"
     proof = handler.create_signed_value(COOKIE + "-link", session.id).decode()
     error = ForeignSession(f"This session was launched by {owner}, not by you.", session=session.id)
-    error.link = url_concat(handler.request.uri or "/", {COOKIE: proof})
+    address = handler.request.uri or "/"
+    error.link = url_concat(address, {COOKIE: proof})
+    if other_loopback(handler.request.host_name):
+        error.apart = url_concat(address.replace(prefix + "/", prefix + "/apart/", 1), {COOKIE: proof})
     return error
+
+
+def other_loopback(name: str) -> str | None:
+    """Return a name of this machine that shares no cookie with `name`; None where that is no loopback name.
+
+    Cookies do not tell ports apart: a page at another port of the same name would get the local server's.
+    """
+    if name == "localhost":
+        return "127.0.0.1"
+    return "localhost" if name in ("127.0.0.1", "::1", "[::1]") else None

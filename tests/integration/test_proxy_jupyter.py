@@ -136,6 +136,22 @@ async def test_browser(jp_serverapp: Any, jp_fetch: Any, tmp_path: Path) -> None
         assert "404" in await page.content()
         assert REMOTE_TOKEN not in await page.content()
 
+        # Were it someone else's: a warning, and JupyterLab at an address of its own.
+        jp_serverapp.web_app.settings["clearml_session_manager"].mine = False
+        await page.goto(f"{origin}{path}lab")
+        async with page.expect_popup() as opened:
+            await page.get_by_role("link", name="Open it at an address of its own").click()
+        apart = await opened.value
+        await apart.wait_for_selector(".jp-Notebook .jp-Cell, .jp-LauncherCard", timeout=60_000)
+        assert apart.url.startswith("http://localhost:")
+        assert "token" not in apart.url
+        answer = await apart.evaluate(
+            "fetch('/api/kernels', {method: 'POST', body: '{}'}).then(_ => _.status)"
+        )
+        assert answer == 201
+        assert REMOTE_TOKEN not in await apart.content()
+        await jp_serverapp.web_app.settings["clearml_session_aparts"].forget(SESSION)
+
 
 async def test_api_terminal_and_kernel(jp_serverapp: Any, jp_fetch: Any, tmp_path: Path) -> None:
     async with proxied_lab(jp_serverapp, tmp_path / "home") as path:
