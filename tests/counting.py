@@ -38,8 +38,9 @@ class Count:
     @property
     def code(self) -> str:
         """The cell."""
-        wait = ""
+        wait = done = ""
         if self.gates is not None:
+            done = f"pathlib.Path({str(self.gates / 'done')!r}).touch()"
             gate = f"pathlib.Path({str(self.gates)!r}) / f'gate{{i // {self.part}}}'"
             starts = range(0, self.part * self.parts, self.part)
             wait = f"while i in {starts} and not ({gate}).exists(): time.sleep(0.005)"
@@ -54,6 +55,7 @@ for i in range({self.lines}):
         sys.stdout.flush()
         handle.update(i)
         time.sleep({self.pause})
+{done}
 'the end'
 """
 
@@ -67,6 +69,12 @@ for i in range({self.lines}):
         assert self.gates is not None
         (self.gates / f"gate{part}").touch()
 
+    @property
+    def finished(self) -> bool:
+        """Whether a loop with gates has come to its end."""
+        assert self.gates is not None
+        return (self.gates / "done").exists()
+
     def judge(self, messages: list[dict[str, Any]], replies: list[dict[str, Any]]) -> Verdict:
         """Compare what was received of the cell with what it has said."""
         lines: list[str] = []
@@ -75,7 +83,7 @@ for i in range({self.lines}):
         rest = ""
         for message in messages:
             content = message["content"]
-            if message["msg_type"] == "stream":
+            if message["msg_type"] == "stream" and content["name"] == "stdout":
                 *whole, rest = (rest + content["text"]).split("\n")
                 lines += whole
             elif message["msg_type"] in ("display_data", "update_display_data"):

@@ -37,6 +37,9 @@ class RemoteMachine:
         self.home = root / "home"
         self.helper_dir = root / "helper"
         self.home.mkdir(exist_ok=True)
+        self.prefix: list[str] = []
+        """Before each command that runs there."""
+        self._attaches: list[subprocess.Popen[bytes]] = []
         self.env = {
             "HOME": str(self.home),
             "CLEARML_SESSION_HELPER_DIR": str(self.helper_dir),
@@ -57,35 +60,43 @@ class RemoteMachine:
     def spawn(self, client_id: str, end: socket.socket) -> subprocess.Popen[bytes]:
         """Run attach on one end of a socket pair."""
         process = subprocess.Popen(
-            attach_command(SESSION_ID, client_id),
-            shell=True,
+            [*self.prefix, "sh", "-c", attach_command(SESSION_ID, client_id)],
             stdin=end.fileno(),
             stdout=end.fileno(),
             env={**os.environ, **self.env},
             cwd=self.home,
             start_new_session=True,
         )
-        _reap.append(process)
+        self._attaches.append(process)
         return process
 
     def greeting(self) -> dict[str, Any] | None:
         """What the daemon says of itself; None where none runs."""
+        return next(self._greetings(), None)
+
+    def _greetings(self) -> Iterator[dict[str, Any]]:
         for path in self.helper_dir.glob("*/socket"):
-            with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
-                connection.connect(f"/proc/self/fd/{_directory_fd(path.parent)}/socket")
-                greeting: dict[str, Any] = json.loads(connection.recv(65536))
-                return greeting
-        return None
+            directory = os.open(path.parent, os.O_RDONLY)  # the path itself may be too long for a socket
+            try:
+                with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+                    connection.connect(f"/proc/self/fd/{directory}/socket")
+                    yield json.loads(connection.recv(65536))
+            finally:
+                os.close(directory)
 
     def stop(self) -> None:
-        """End the daemon and wait until it and its kernels are gone."""
-        greeting = self.greeting()
-        if greeting is None:
-            return
-        pid = greeting["pid"]
-        os.kill(pid, signal.SIGCONT)
-        os.kill(pid, signal.SIGTERM)
-        assert gone(pid), "the helper does not end"
+        """End the daemons of all sessions and wait until they and their kernels are gone."""
+        # An attach that is on its way may still start a daemon: first they end, then it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for process in self._attaches:
+                process.wait(timeout=10)
+        for pid in [greeting["pid"] for greeting in self._greetings()]:
+            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGTERM)
+            assert gone(pid), "the helper does not end"
+        for process in self._attaches:
+            process.wait(timeout=10)
+        self._attaches.clear()
 
 
 def gone(pid: int, timeout: float = 15.0) -> bool:
@@ -94,15 +105,6 @@ def gone(pid: int, timeout: float = 15.0) -> bool:
     while Process(pid).start_time is not None and time.monotonic() < deadline:
         time.sleep(0.02)
     return Process(pid).start_time is None
-
-
-_reap: list[subprocess.Popen[bytes]] = []
-_directories: list[int] = []
-
-
-def _directory_fd(path: Path) -> int:
-    _directories.append(os.open(path, os.O_RDONLY))
-    return _directories[-1]
 
 
 def shake(sock: socket.socket) -> dict[str, Any]:
@@ -117,22 +119,17 @@ def shake(sock: socket.socket) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def remote_machine(root: Path, **env: str) -> Iterator[RemoteMachine]:
-    """Make a machine, and leave no process of it behind."""
-    machine = RemoteMachine(root, **env)
+def running(machine: RemoteMachine) -> Iterator[RemoteMachine]:
+    """Leave no process of a machine behind."""
     try:
         yield machine
     finally:
-        # An attach that is on its way may still start a daemon: first they end, then it.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            for process in _reap:
-                process.wait(timeout=10)
         machine.stop()
-        for process in _reap:
-            process.wait(timeout=10)
-        _reap.clear()
-        while _directories:
-            os.close(_directories.pop())
+
+
+def remote_machine(root: Path, **env: str) -> contextlib.AbstractContextManager[RemoteMachine]:
+    """Make a machine, and leave no process of it behind."""
+    return running(RemoteMachine(root, **env))
 
 
 @pytest.fixture
@@ -171,6 +168,10 @@ class Cable:
         self._stop_write.close()
         self._thread.join(timeout=10)
 
+    def change(self, source: socket.socket, data: bytes) -> bytes:
+        """Return what arrives of the bytes that came from a side."""
+        return data
+
     def _run(self) -> None:
         pairs = {self._far: self._middle, self._middle: self._far}
         with contextlib.suppress(OSError):
@@ -186,7 +187,7 @@ class Cable:
                         raise ConnectionResetError
                     if source is self._far and self._left is not None:
                         self._left -= len(data)
-                    pairs[source].sendall(data)
+                    pairs[source].sendall(self.change(source, data))
         self._end()
 
     def _end(self) -> None:

@@ -53,7 +53,7 @@ async def _attach(app: Any, config: dict[str, Any]) -> None:
     target = SshTarget(
         "127.0.0.1", config["port"], config["username"], config["password"], (config["host_key"],)
     )
-    tunnel = _TunnelTo(config["env"], target)
+    tunnel = TunnelTo(config["env"], target)
     tunnel.start()
     sessions = OneSession(tunnel)
     kernels = SessionKernelManager(
@@ -65,7 +65,7 @@ async def _attach(app: Any, config: dict[str, Any]) -> None:
     await sessions.on_ready(session(), tunnel)
 
 
-class _TunnelTo(Tunnel):
+class TunnelTo(Tunnel):
     """A tunnel to an account that is also the test's own: what runs there gets the machine's environment."""
 
     def __init__(self, env: dict[str, str], target: SshTarget) -> None:
