@@ -55,9 +55,9 @@ class Client:
         """Return what a cell prints from now on, up to its end."""
         text = ""
         while True:
-            message = await self.client.get_iopub_msg(timeout=30)
+            message: dict[str, Any] = await self.client.get_iopub_msg(timeout=30)
             if message["parent_header"].get("msg_id") == request:
-                text += message["content"].get("text", "")
+                text += str(message["content"].get("text", ""))
                 if message["content"].get("execution_state") == "idle":
                     return text
 
