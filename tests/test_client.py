@@ -357,7 +357,7 @@ async def test_set_runtime_adds(client: ClearMLClient, clearml_server: ClearMLUn
 async def test_a_server_that_misbehaves(
     clearml_server: ClearMLUnderTest, fault: Fault, error: type[ClearMLSessionError], logged_in: bool
 ) -> None:
-    client = ClearMLClient(request_timeout=1.0, login_timeout=10.0 if logged_in else 1.0)
+    client = ClearMLClient(request_timeout=3.0, login_timeout=10.0 if logged_in else 3.0)
     client.use_local(clearml_server.credentials)
     if logged_in:
         await client.queues()
@@ -365,7 +365,7 @@ async def test_a_server_that_misbehaves(
         begun = time.monotonic()
         with pytest.raises(error):
             await client.queues()
-        assert time.monotonic() - begun < 4.0
+        assert time.monotonic() - begun < 10.0, "the SDK alone would go on for hours"
         status = await client.status()
         assert not status.reachable
         assert status.api_server == clearml_server.credentials["api_server"]
@@ -396,7 +396,7 @@ async def test_a_server_that_drips(clearml_server: ClearMLUnderTest) -> None:
         begun = time.monotonic()
         with pytest.raises(ClearMLDeadline):
             await client.queues()
-        assert time.monotonic() - begun < 3.0
+        assert time.monotonic() - begun < 6.0
 
 
 async def test_a_certificate_that_nobody_signed(clearml_server: ClearMLUnderTest, tmp_path: Path) -> None:
@@ -531,7 +531,7 @@ async def test_a_changed_configuration_is_noticed(
 
 
 async def test_the_loop_goes_on_while_the_server_is_frozen(clearml_server: ClearMLUnderTest) -> None:
-    client = ClearMLClient(request_timeout=1.0)
+    client = ClearMLClient(request_timeout=2.0)
     client.use_local(clearml_server.credentials)
     await client.queues()
     longest, last = 0.0, time.monotonic()
@@ -542,7 +542,7 @@ async def test_the_loop_goes_on_while_the_server_is_frozen(clearml_server: Clear
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(result) for result in results} == {ClearMLDeadline}
-    assert longest < 0.4
+    assert longest < 1.0, "a loop that waited for the server would have stood still for two seconds"
     assert len(await client.queues()) == 1
 
 

@@ -113,6 +113,7 @@ async def _run_with_pipes(
         stderr=asyncio.subprocess.PIPE,
         env=environment,
         start_new_session=True,
+        preexec_fn=_hear_hang_up,
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -183,7 +184,13 @@ async def _run_in_terminal(
         os.close(main)
 
 
+def _hear_hang_up() -> None:
+    """Undo what a command inherits where JupyterLab was started with ``nohup``: it would outlive its channel."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _take_terminal() -> None:
+    _hear_hang_up()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

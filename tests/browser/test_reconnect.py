@@ -207,7 +207,7 @@ def test_nothing_is_lost_and_the_notebook_says_what_is_going_on(
     # -- meanwhile the kernel goes on and ends, and a cell is queued
     page.keyboard.press("Shift+Enter")
     counted = tmp_path / "count"
-    seen = int(counted.read_text())
+    seen = server.until(lambda: int(counted.read_text() or 0))
     server.until(lambda: int(counted.read_text() or 0) > seen + 100)
     (tmp_path / "stop").touch()
     screenshot(page, request, "reconnecting")
