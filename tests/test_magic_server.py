@@ -8,11 +8,14 @@ import socketserver
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jupyterlab_clearml_session.errors import (
     ClearMLUnreachable,
@@ -23,7 +26,8 @@ from jupyterlab_clearml_session.errors import (
     UnknownSession,
 )
 from jupyterlab_clearml_session.magic.client import Client
-from jupyterlab_clearml_session.magic.server import Server, find_server, kernel_id_of
+from jupyterlab_clearml_session.magic.http import request
+from jupyterlab_clearml_session.magic.server import Server, find_server, kernel_id_of, server_at
 
 from .magic_fixture import TOKEN, FakeJupyter, error, fake_fixture  # noqa: F401 - fixtures
 
@@ -129,6 +133,15 @@ def test_a_server_with_a_password_only(fake: FakeJupyter, tmp_path: Path) -> Non
     assert "password" in caught.value.hint
 
 
+def test_another_server_does_not_take_the_place_of_the_one_that_started_the_kernel(
+    fake: FakeJupyter, other: FakeJupyter, tmp_path: Path
+) -> None:
+    fake.note(tmp_path, os.getpid(), token="")
+    other.note(tmp_path, os.getppid())
+    with pytest.raises(ServerNotFound, match="does not accept the token in its note"):
+        find_server(KERNEL, [tmp_path], {"JPY_PARENT_PID": str(os.getpid())})
+
+
 def test_under_jupyterhub_the_token_is_the_one_of_the_hub(other: FakeJupyter, tmp_path: Path) -> None:
     hub = {"JUPYTERHUB_SERVICE_PREFIX": "/user/ada/", "JUPYTERHUB_API_TOKEN": TOKEN}
     other.kernel_ids.append(KERNEL)
@@ -155,6 +168,43 @@ def test_the_environment_can_name_a_server(fake: FakeJupyter, other: FakeJupyter
     assert find_server(KERNEL, [tmp_path], by_address).token == TOKEN
     with pytest.raises(ServerNotFound, match="'somewhere' is not the address of a Jupyter server"):
         find_server(KERNEL, [tmp_path], {"JUPYTERLAB_CLEARML_SESSION_URL": "somewhere"})
+
+
+@pytest.mark.parametrize(
+    ("address", "url", "token"),
+    [
+        ("http://host", "http://host/", ""),
+        ("http://host:8888/lab?token=abc", "http://host:8888/", "abc"),
+        ("https://me:word@host/user/ada/lab/tree/n.ipynb", "https://host/user/ada/", ""),
+        ("http://127.0.0.1:{port}/lab/tree/n.ipynb", "http://127.0.0.1:{port}/", TOKEN),
+        ("http://lab:1/", "http://lab:1/", ""),
+    ],
+)
+def test_the_address_of_a_page_will_do(
+    address: str, url: str, token: str, fake: FakeJupyter, tmp_path: Path
+) -> None:
+    fake.note(tmp_path)
+    found = server_at(address.format(port=fake.port), "", [tmp_path], found="named")
+    assert (found.url, found.token) == (url.format(port=fake.port), token)
+
+
+def test_an_address_that_is_none_is_told_without_its_token() -> None:
+    with pytest.raises(ServerNotFound) as caught:
+        server_at("localhost:8888/lab?token=abc", "", [], found="named")
+    assert caught.value.message == "'localhost:8888/lab' is not the address of a Jupyter server."
+
+
+@given(st.text(max_size=20), st.sampled_from(["", "http://", "https://", "http://[", "http://h:"]))
+def test_any_address_is_a_server_or_a_typed_error(text: str, scheme: str) -> None:
+    with suppress(ServerNotFound):
+        assert server_at(scheme + text, "", [], found="named").url.endswith("/")
+
+
+def test_a_name_that_is_no_host_is_a_server_that_cannot_be_reached() -> None:
+    with pytest.raises(ServerUnreachable, match="cannot be reached: "):
+        request("GET", f"http://{'a' * 70}/", deadline=1.0)
+    with pytest.raises(ServerUnreachable, match="cannot be reached: "):
+        request("GET", "http://127.0.0.1:1/\u00e9", deadline=1.0)
 
 
 def test_a_server_on_a_unix_socket(tmp_path: Path) -> None:

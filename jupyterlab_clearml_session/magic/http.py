@@ -47,7 +47,7 @@ def request(
         raise ServerUnreachable(
             f"The Jupyter server at {where} did not answer within {deadline:g} seconds."
         ) from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a name that is none
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ServerUnreachable(f"The Jupyter server at {where} cannot be reached: {reason}.") from None
 

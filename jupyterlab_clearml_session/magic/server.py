@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from ..errors import ClearMLSessionError, ServerNotFound, ServerRefused, ServerUnreachable
 from .http import request
@@ -23,6 +23,7 @@ TOKEN_VARIABLE = "JUPYTERLAB_CLEARML_SESSION_TOKEN"  # noqa: S105 - the name of 
 
 FIND_DEADLINE = 5.0
 _KERNEL_FILE = re.compile(r"kernel-(?P<id>[0-9A-Za-z_-]+)\.json")
+_PAGE = re.compile(r"(?<!/)/(lab|tree|notebooks|doc)/.*$")
 _START = "Start JupyterLab with this extension, or name a server: %clearml_session server URL"
 
 
@@ -70,7 +71,8 @@ def find_server(
             named, environment.get(TOKEN_VARIABLE, ""), folders, found=f"named by {URL_VARIABLE}"
         )
     servers = running_servers(folders, environment)
-    usable, trouble = [], []
+    usable: list[Server] = []
+    trouble: list[tuple[Server, ClearMLSessionError]] = []
     for server in servers:
         try:
             if kernel_id is not None and _owns(server, kernel_id):
@@ -78,7 +80,11 @@ def find_server(
             _greet(server)
             usable.append(server)
         except ClearMLSessionError as error:
-            trouble.append(error)
+            trouble.append((server, error))
+    parent = [error for server, error in trouble if str(server.pid) == environment.get("JPY_PARENT_PID")]
+    if parent:
+        # It started this kernel: another one would be the wrong one.
+        raise ServerNotFound(parent[0].message, hint=parent[0].hint)
     if len(usable) == 1:
         return replace(usable[0], found="the only one of yours that runs")
     if usable:
@@ -89,23 +95,31 @@ def find_server(
             servers=[server.url for server in usable],
         )
     if trouble:
-        raise ServerNotFound(f"{trouble[0].message}", hint=trouble[0].hint)
+        raise ServerNotFound(trouble[0][1].message, hint=trouble[0][1].hint)
     raise ServerNotFound(_missing(kernel_id, environment), hint=_START)
 
 
 def server_at(url: str, token: str, folders: Sequence[Path], *, found: str) -> Server:
-    """Return the server at an address that somebody named; the token of a running one is looked up."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    """Return the server at an address that somebody named; the token of a running one is looked up.
+
+    The address may be that of a page, with its token, as Jupyter prints it.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port, or an IPv6 address
+        usable = False
+    if not usable:
+        shown = url.partition("?")[0].rpartition("@")[2]  # neither token nor password
         raise ServerNotFound(
-            f"{url!r} is not the address of a Jupyter server.", hint="As in http://host:8888/"
+            f"{shown!r} is not the address of a Jupyter server.", hint="As in http://host:8888/"
         )
-    path = parts.path.removesuffix("lab").rstrip("/") + "/"
-    clean = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
-    known = next((s for s in running_servers(folders, {}) if _same(s.url, clean)), None)
-    if known is not None and not token:
-        return replace(known, found=found)
-    return Server(clean, token, found=found)
+    token = token or parse_qs(parts.query).get("token", [""])[0]
+    clean = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/"
+    known = next((server for server in running_servers(folders, {}) if _leads_to(clean, server.url)), None)
+    if known is None:
+        return Server(_PAGE.sub("/", clean), token, found=found)
+    return replace(known, token=token or known.token, found=found)
 
 
 def running_servers(folders: Sequence[Path], environment: Mapping[str, str]) -> list[Server]:
@@ -182,11 +196,12 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _same(one: str, other: str) -> bool:
-    a, b = urlsplit(one), urlsplit(other)
+def _leads_to(url: str, server: str) -> bool:
+    """Say whether an address is one of this server."""
+    a, b = urlsplit(url), urlsplit(server)
     loopback = ("127.0.0.1", "localhost", "::1")
     hosts_match = a.hostname == b.hostname or (a.hostname in loopback and b.hostname in loopback)
-    return hosts_match and a.port == b.port and a.path == b.path
+    return hosts_match and a.port == b.port and a.path.startswith(b.path)
 
 
 def _owns(server: Server, kernel_id: str) -> bool:
