@@ -49,6 +49,8 @@ def parsed(line: str) -> Parsed:
         ("attach -- --odd", {}, ["--odd"]),
         ("log 1f -n 5", {"lines": 5}, ["1f"]),
         ("run --in a,b --out c -k ir", {"in": "a,b", "out": "c", "kernel": "ir"}, []),
+        ("run far --in a, b ,c --out d away", {"in": "a,b,c", "out": "d"}, ["far", "away"]),
+        ("run --in a, --new", {"in": "a,", "new": True}, []),
         ("info --id abc", {"id": "abc"}, []),
         ("launch --queue --help", {"help": True}, []),
     ],

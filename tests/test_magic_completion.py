@@ -39,6 +39,14 @@ def completed(shell: Any, text: str) -> list[str]:
             ["%clearml_session launch --packages x --preset mine"],
         ),
         ("%clearml_session attach sess", ['%clearml_session attach "session 1"']),
+        ('%clearml_session attach "session', ['%clearml_session attach "session 1"']),
+        ('%clearml_session attach "session 1', ['%clearml_session attach "session 1"']),
+        ("%clearml_session attach session ", ["%clearml_session attach session 1"]),
+        ("%clearml_session open session 1 v", ["%clearml_session open session 1 vscode"]),
+        (
+            "%clearml_session launch --continue-session ",
+            ["%clearml_session launch --continue-session " + session(2)["id"]],
+        ),
         ("%clearml_session attach 0000", ["%clearml_session attach " + session(1)["id"]]),
         ("%clearml_session open te", ["%clearml_session open terminal"]),
         ("%%clearml_session run --kernel p", ["%%clearml_session run --kernel python3"]),
@@ -47,7 +55,7 @@ def completed(shell: Any, text: str) -> list[str]:
     ],
 )
 def test_completes(text: str, expected: list[str], shell: Any, fake: FakeJupyter) -> None:
-    fake.active = [session(1)]
+    fake.active, fake.ended = [session(1)], [session(2)]
     fake.queues = [{"id": "q", "name": "gpu", "length": 0, "tags": [], "workers": []}]
     fake.presets = {"presets": {"mine": {}}, "last": {}}
     shell.user_ns.update(alpha=1, beta=2)

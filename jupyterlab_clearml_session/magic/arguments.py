@@ -31,6 +31,8 @@ class Takes(Enum):
     ONE = "one"
     MAYBE_ONE = "maybe one"
     MANY = "many"
+    LIST = "list"
+    """Values by commas; blanks may stand beside a comma."""
     SWITCH = "switch"
     """Alone it means true; ``true``, ``yes``, ``false`` and ``no`` may follow, as in the command line."""
 
@@ -164,12 +166,15 @@ def _take(command: Command, option: Option, queue: list[str]) -> list[str]:
         return []
     if option.takes is Takes.SWITCH:
         return [queue.pop(0)] if queue[0].lower() in TRUE + FALSE else []
-    if option.takes is Takes.ONE:
+    if option.takes in (Takes.ONE, Takes.LIST):
         # A value may begin with a dash (docker arguments do), unless it is an option of ours.
         known = command.option(queue[0].partition("=")[0]) is not None
-        return [] if known or queue[0] == "--" else [queue.pop(0)]
+        given = [] if known or queue[0] == "--" else [queue.pop(0)]
+        while option.takes is Takes.LIST and queue and _goes_on(given, queue[0]):
+            given.append(queue.pop(0))
+        return ["".join(given)] if given else []
     most = 1 if option.takes is Takes.MAYBE_ONE else len(queue)
-    given: list[str] = []
+    given = []
     while queue and len(given) < most and queue[0] != "--" and not _looks_like_option(queue[0]):
         given.append(queue.pop(0))
     return given
@@ -239,6 +244,11 @@ def _bad(command: Command, message: str) -> BadArguments:
     )
 
 
+def _goes_on(given: Sequence[str], word: str) -> bool:
+    """Say whether a list by commas goes on with ``word``."""
+    return bool(given) and not _looks_like_option(word) and (given[-1].endswith(",") or word.startswith(","))
+
+
 def _looks_like_option(word: str) -> bool:
     """As the command line decides it: a dash and a letter or a dash, and no blank before any '='."""
     return (
@@ -269,6 +279,7 @@ def _spelling(option: Option) -> str:
     tail = {
         Takes.NOTHING: "",
         Takes.ONE: f" {metavar}",
+        Takes.LIST: f" {metavar}",
         Takes.MAYBE_ONE: f" [{metavar}]",
         Takes.MANY: f" [{metavar} ...]",
         Takes.SWITCH: " [true|false]",

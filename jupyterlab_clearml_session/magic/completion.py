@@ -11,13 +11,15 @@ from typing import Any
 from ..errors import ClearMLSessionError
 from .arguments import HELP, Command, Option, Takes
 from .client import Client
-from .commands import commands
+from .commands import PLACES, commands
 
 DEADLINE = 2.0
 """Seconds that the server gets to answer while somebody waits for completions."""
 FRESH = 10.0
 """Seconds for which an answer is used again."""
 
+# A word as `arguments.split` sees it; its last quotation mark may still be open.
+_WORD = re.compile(r"""(?:[^\s"']|"[^"]*(?:"|$)|'[^']*(?:'|$))+""")
 _MAGIC = re.compile(r"(?:^|=\s*|\s)%{1,2}clearml_session(?P<rest>\s.*)$", re.DOTALL)
 
 
@@ -43,8 +45,7 @@ class Completer:
         match = _MAGIC.search(text)
         if match is None:
             return None
-        words = re.split(r"\s+", match["rest"].lstrip())
-        fragment, before = words[-1], words[:-1]
+        before, fragment = _words(match["rest"])
         if not before:
             return fragment, _starting(commands(), fragment)
         command = commands().get(before[0])
@@ -65,6 +66,13 @@ class Completer:
                 fragment = fragment.rpartition(",")[2]
             return fragment, self._values(open_option, fragment)
         found = [each for kind in command.completes for each in self._known(kind)]
+        if before and not any(word.startswith("-") for word in before):
+            # A name of several words needs no quotation marks.
+            begun = " ".join(before) + " "
+            rest = (
+                _unquoted(each).removeprefix(begun) for each in found if _unquoted(each).startswith(begun)
+            )
+            found = [*rest, *(each for each in found if each in PLACES)]
         return fragment, _starting(found, fragment)
 
     def _values(self, option: Option, fragment: str) -> list[str]:
@@ -96,6 +104,7 @@ class Completer:
             "queues": lambda: [_quoted(queue["name"]) for queue in self._client.queues(DEADLINE)],
             "presets": lambda: [_quoted(name) for name in self._client.presets(DEADLINE).get("presets", {})],
             "sessions": self._sessions,
+            "ended": lambda: [each["id"] for each in self._client.sessions("ended", deadline=DEADLINE)],
             "kernels": self._kernels,
         }
 
@@ -145,7 +154,7 @@ def _open_option(command: Command, before: Sequence[str]) -> Option | None:
         option = command.option(word) if word.startswith("-") else None
         if option is not None:
             takes_more = option.takes is Takes.MANY or (
-                option.takes in (Takes.ONE, Takes.MAYBE_ONE) and distance == 0
+                option.takes in (Takes.ONE, Takes.LIST, Takes.MAYBE_ONE) and distance == 0
             )
             return option if takes_more else None
     return None
@@ -161,9 +170,21 @@ def _files(fragment: str) -> list[str]:
     return [_quoted(folder + slash + name) for name in names if name.startswith(begun)]
 
 
+def _words(text: str) -> tuple[list[str], str]:
+    """Return the words that are complete, without quotation marks, and the one that the cursor is at, with them."""
+    words = list(_WORD.finditer(text))
+    if words and words[-1].end() == len(text):
+        return [_unquoted(word[0]) for word in words[:-1]], words[-1][0]
+    return [_unquoted(word[0]) for word in words], ""
+
+
 def _starting(words: Iterable[str], fragment: str) -> list[str]:
-    return list(dict.fromkeys(word for word in words if word.strip("\"'").startswith(fragment.lstrip("\"'"))))
+    return list(dict.fromkeys(word for word in words if _unquoted(word).startswith(_unquoted(fragment))))
 
 
 def _quoted(word: str) -> str:
     return f'"{word}"' if re.search(r"\s", word) else word
+
+
+def _unquoted(word: str) -> str:
+    return word.strip("\"'")

@@ -24,7 +24,14 @@ _COMPLETES = {
     "requirements": "files",
     "init_script": "files",
     "upload_files": "files",
-    "continue_session": "sessions",
+    "continue_session": "ended",
+}
+# Where the dialog's description is not true of the option here.
+_HELP = {
+    "requirements": "Requirements file, as pip takes it.",
+    "init_script": "File of a Bash script that runs before anything else; what it exports reaches Jupyter.",
+    "clone_repo": "Git repository to clone there. (The panel can send the uncommitted changes of one, too.)",
+    "password": "SSH password. Alone: asked for. Left out: a fresh random one. Never shown or stored.",
 }
 _METAVARS = {
     "requirements": "FILE",
@@ -145,7 +152,7 @@ def _option(field: dataclasses.Field[Any]) -> Option:
     return Option(
         _NAMES.get(field.name, (f"--{field.name.replace('_', '-')}",)),
         field.name,
-        field.metadata["description"],
+        _HELP.get(field.name, field.metadata["description"]),
         _TAKES.get(field.name, takes),
         metavar=_METAVARS.get(field.name, ""),
         choices=tuple(schema.get("enum", ())),

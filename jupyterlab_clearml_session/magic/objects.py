@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, overload
 
+from .. import __version__
 from ..errors import NotAttached, WrongPhase
 from . import displays
 from .displays import Markup
 
 Data = Mapping[str, Any]
+
+_OPTION = {"jupyter": "jupyter-lab", "vscode": "vscode-server"}
 
 
 class Actions(Protocol):
@@ -227,10 +230,11 @@ class Status(Shown):
             ("ClearML", mode),
             ("API server", self.data.get("api_server")),
             ("reachable", "yes" if self.data.get("reachable") else "no"),
-            ("version", self.data.get("version")),
+            ("its version", self.data.get("version")),
             ("user", user.get("name") or user.get("id")),
             ("error", error.get("message")),
             ("local Jupyter server", self._server),
+            ("this extension", __version__),
         ]
         return [(key, str(value)) for key, value in facts if value]
 
@@ -308,17 +312,22 @@ def _differences(spec: Data) -> str:
 
 def place(session: Data, kind: str, base_url: str) -> Place:
     """Return where a session's Jupyter, VS Code or terminals are. Raises WrongPhase and NotAttached."""
-    short = f"{session.get('name')!r} ({str(session['id'])[: displays.SHORT]})"
+    short_id = str(session["id"])[: displays.SHORT]
+    short = f"{session.get('name')!r} ({short_id})"
     service = "vscode" if kind == "vscode" else "jupyter"
     endpoints = session.get("endpoints") or {}
     path = endpoints.get(f"{service}_open") or endpoints.get(service)
     if not session.get("attached"):
         raise NotAttached(
             f"{short} is not attached.",
-            hint=f"Attach first: %clearml_session attach {str(session['id'])[: displays.SHORT]}",
+            hint=f"Attach first: %clearml_session attach {short_id}",
         )
     if not path:
-        raise WrongPhase(f"{short} has no {service} to open now: it is {session.get('phase')}.")
+        what = "VS Code" if service == "vscode" else "JupyterLab"
+        raise WrongPhase(
+            f"{short} shows no {what}: it is {session.get('phase')}.",
+            hint=f"'%clearml_session info {short_id}' says more; launch with --{_OPTION[service]} to have one.",
+        )
     return Place(
         session, kind, base_url.rstrip("/") + "/" + str(path).lstrip("/"), f"clearml-session:open-{kind}"
     )
