@@ -19,6 +19,7 @@ from jupyterlab_clearml_session.magic.commands import commands
 from jupyterlab_clearml_session.magic.displays import link, since, size, tag
 from jupyterlab_clearml_session.magic.live import Live
 from jupyterlab_clearml_session.magic.objects import SessionList
+from jupyterlab_clearml_session.magic.server import Server
 from jupyterlab_clearml_session.magic.waiting import wait_until_ready
 
 from .magic_fixture import FakeJupyter, error, fake_fixture, magics_fixture, session, shell_fixture  # noqa: F401 - fixtures
@@ -239,6 +240,64 @@ def test_ctrl_c_stops_the_waiting_only(magics: ClearMLSessionMagics, shell: Any,
     assert {method for method, *_ in fake.asked} == {"GET"}
 
 
+@pytest.mark.parametrize("code", ["%clearml_session list", "handle.kernels", "handle.run('1')"])
+def test_ctrl_c_while_the_server_is_asked_shows_no_frames_of_ours(
+    code: str,
+    shell: Any,
+    line: Callable[[str], Any],
+    fake: FakeJupyter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake.active = [session(1)]
+    shell.user_ns["handle"] = line("status session 1")
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "call", interrupted)
+    result = shell.run_cell(code)
+    assert isinstance(result.error_in_exec, errors.WaitInterrupted)
+    shown = "".join(capsys.readouterr())
+    assert "Interrupted: the answer is no longer waited for." in shown
+    assert "Traceback" not in shown
+
+
+def test_ctrl_c_in_place_of_an_answer(shell: Any, fake: FakeJupyter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(question: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    fake.active = [session(1), session(2)]
+    result = shell.run_cell("%clearml_session shutdown")
+    assert isinstance(result.error_in_exec, errors.WaitInterrupted)
+    assert not any(method == "DELETE" for method, *_ in fake.asked)
+
+
+def test_a_line_of_a_terminal_is_not_longer_than_the_terminal(
+    shell: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    live = Live(shell)
+    live.show("short", tag("div", ""))
+    live.show("long " * 9, tag("div", ""))
+    live.show("short again", tag("div", ""))
+    live.show("much longer than the terminal is", tag("div", ""))
+    live.close()
+    live.close()
+    written = capsys.readouterr().out
+    parts = written.removesuffix("\n").split("\r")
+    assert parts == [
+        "",
+        "short",
+        "long long long long long l...",
+        "short again".ljust(29),
+        "much longer than the termi...",
+        "much longer than the terminal is",
+    ]
+
+
 def test_waiting_ends_with_the_deadline_or_the_sessions_own_error(
     line: Callable[[str], Any], fake: FakeJupyter
 ) -> None:
@@ -277,7 +336,7 @@ def test_open_gives_a_command_for_the_lab_and_a_link(line: Callable[[str], Any],
     assert place.url == "/clearml-session/proxy/x/jupyter/lab"
     assert "clearml-session:open-jupyter" in place._repr_html_()
     assert "clearml-session:open-terminal" in line("open session 1 terminal")._repr_html_()
-    with pytest.raises(errors.WrongPhase, match="has no vscode to open now: it is ready"):
+    with pytest.raises(errors.WrongPhase, match=r"\(00000001\) shows no VS Code: it is ready"):
         line("open vscode")
     fake.active = [session(1, attached=False)]
     with pytest.raises(errors.NotAttached) as caught:
@@ -338,6 +397,8 @@ def test_an_error_shows_no_frames_of_ours(
 
 
 def test_cells_belong_to_run_only(shell: Any) -> None:
+    with pytest.raises(errors.BadArguments, match="What shall be done with the cell"):
+        shell.run_cell_magic("clearml_session", "", "1")
     with pytest.raises(errors.BadArguments, match="'list' takes no cell"):
         shell.run_cell_magic("clearml_session", "list", "1")
     with pytest.raises(errors.BadArguments, match="'run' needs a cell"):

@@ -195,6 +195,7 @@ class NotebookKernels:
     def _notify(self, text: str) -> None:
         if self._live is not None:
             self._live.show(text, tag("div", text))
+            self._live.close()
 
     def _state(self, kernel_id: str) -> str:
         model = self._client.jupyter("GET", f"api/kernels/{quote(kernel_id)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,11 @@ from .launch_options import NO_PLACE, launch_body
 from .live import Live
 from .objects import SessionHandle, SessionList
 from .server import Server, find_server, kernel_id_of, server_at
-from .waiting import wait_until_ready
+from .waiting import interruptible, wait_until_ready
 
 if TYPE_CHECKING:  # they bring ZMQ along, which only a remote cell needs
     from .kernels import NotebookKernels
-    from .remote_kernel import RunResult
+    from .result import RunResult
 
 
 @magics_class
@@ -59,7 +60,14 @@ class ClearMLSessionMagics(Magics):
     @line_cell_magic
     def clearml_session(self, line: str, cell: str | None = None) -> Any:
         """Sessions on ClearML machines: ``%clearml_session`` alone prints what there is."""
-        words = split(line)
+        with interruptible():
+            return self._dispatch(split(line), cell)
+
+    def _dispatch(self, words: list[str], cell: str | None) -> Any:
+        if not words and cell is not None:
+            raise BadArguments(
+                "What shall be done with the cell?", hint="Begin it with %%clearml_session run"
+            )
         if not words or words[0] in ("--help", "-h", "help"):
             print(overview(commands()))  # noqa: T201 - that is what it is asked for
             return None
@@ -163,25 +171,31 @@ class ClearMLSessionMagics(Magics):
     # -- what a handle can do (objects.Actions) ----------------------------------------------------------------
 
     def refresh(self, session_id: str) -> dict[str, Any]:
-        return self.client.session(session_id)
+        with interruptible():
+            return self.client.session(session_id)
 
     def wait(self, session_id: str, timeout: float | None) -> dict[str, Any]:
         return wait_until_ready(self.client, session_id, Live(self.shell), timeout=timeout)
 
     def act(self, session_id: str, action: str) -> dict[str, Any]:
-        return self.client.act(session_id, action)
+        with interruptible():
+            return self.client.act(session_id, action)
 
     def shutdown(self, session_id: str, purge: bool) -> dict[str, Any]:
-        return self.client.shutdown(session_id, purge=purge)
+        with interruptible():
+            return self.client.shutdown(session_id, purge=purge)
 
     def kernels(self, session_id: str) -> list[dict[str, Any]]:
-        return self.client.kernels(session_id)
+        with interruptible():
+            return self.client.kernels(session_id)
 
     def log(self, session_id: str, limit: int) -> list[dict[str, Any]]:
-        return self.client.log(session_id, limit)
+        with interruptible():
+            return self.client.log(session_id, limit)
 
     def run(self, session_id: str, code: str, options: Mapping[str, Any]) -> RunResult:
-        return self._run_there(self.client.session(session_id), code, options)
+        with interruptible():
+            return self._run_there(self.client.session(session_id), code, options)
 
     def _run_there(self, session: dict[str, Any], code: str, options: Mapping[str, Any]) -> RunResult:
         """Take variables along, run the code, bring variables back."""
@@ -190,10 +204,12 @@ class ClearMLSessionMagics(Magics):
         kernel = self._notebook_kernels().get(session, options["kernel"], new=options["new"])
         names: dict[str, Any] = self.shell.user_ns
         if options["in"]:
-            take(kernel, options["in"], names, force=options["force"], show=self._line())
+            with self._line() as show:
+                take(kernel, options["in"], names, force=options["force"], show=show)
         result = kernel.run(code)
         if options["out"]:
-            names.update(bring(kernel, options["out"], force=options["force"], show=self._line()))
+            with self._line() as show:
+                names.update(bring(kernel, options["out"], force=options["force"], show=show))
         return result
 
     # -- helpers -----------------------------------------------------------------------------------------------
@@ -219,10 +235,14 @@ class ClearMLSessionMagics(Magics):
                 "Nobody is here to ask for the password.", hint="Leave --password out."
             ) from None
 
-    def _line(self) -> Callable[[str], None]:
-        """Return a function that shows a text in place of the one it showed before."""
+    @contextmanager
+    def _line(self) -> Iterator[Callable[[str], None]]:
+        """Give a function that shows a text in place of the one it showed before."""
         live = Live(self.shell)
-        return lambda text: live.show(text, tag("div", text))
+        try:
+            yield lambda text: live.show(text, tag("div", text))
+        finally:
+            live.close()
 
     def _notebook_kernels(self) -> NotebookKernels:
         if self._kernels_there is None:

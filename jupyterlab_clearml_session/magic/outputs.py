@@ -19,18 +19,21 @@ class Outputs:
     later output of an earlier cell goes to that cell; a terminal has one place only.
     """
 
-    def __init__(self, shell: Any, kernel_id: str) -> None:
+    def __init__(self, shell: Any, kernel_id: str, client: str) -> None:
+        """``client`` is the session id by which the remote kernel knows us."""
         self._shell = shell
+        self._client = client
         self._kernel = getattr(shell, "kernel", None)
         self._prefix = f"clearml-{kernel_id[:8]}-"
         self._parents: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
         self._current: str | None = None
+        self._last: Mapping[str, Any] | None = None
         self._stream = ""
 
     def begin(self, message_id: str, parent: Mapping[str, Any]) -> None:
         """Output of ``message_id`` is that of the local cell that runs now and has the header ``parent``."""
         self.expect(message_id, parent)
-        self._current = message_id
+        self._current, self._last = message_id, parent
         self._stream = ""
 
     def expect(self, message_id: str, parent: Mapping[str, Any]) -> None:
@@ -53,12 +56,23 @@ class Outputs:
         """Show a message of the remote IOPub channel; kinds that show nothing are ignored."""
         show = self._shown().get(message["msg_type"])
         parent_id = message["parent_header"].get("msg_id", "")
-        if show is None or (parent_id not in self._parents and message["msg_type"] not in _WITHOUT_PARENT):
+        parent = self._parent(message)
+        if show is None or (parent is None and message["msg_type"] not in _WITHOUT_PARENT):
             return
         if self._kernel is not None and parent_id != self._current:
-            self._show_late(message, self._parents.get(parent_id, {}))
+            self._show_late(message, parent or {})
             return
         show(message["content"], message)
+
+    def _parent(self, message: Message) -> Mapping[str, Any] | None:
+        """Return the header of the local request that a message belongs to, None where it is not for us."""
+        header = message["parent_header"]
+        known = self._parents.get(header.get("msg_id", ""))
+        if known is None and header.get("session") == self._client:
+            # A thread prints in the name of whatever was asked of its kernel last: that may be a request which
+            # stands for no cell (moving a variable, a sign of life).
+            return self._last
+        return known
 
     def _shown(self) -> Mapping[str, Callable[[Mapping[str, Any], Message], None]]:
         return {
@@ -102,8 +116,7 @@ class Outputs:
         if self._kernel is not None:
             # An output widget takes what comes between two of these: nothing may wait in a buffer meanwhile.
             self.flush()
-            parent_id = message["parent_header"].get("msg_id", "")
-            self._pass_on(message, self._parents.get(parent_id, {}))
+            self._pass_on(message, self._parent(message) or {})
 
     def _show_late(self, message: Message, parent: Mapping[str, Any]) -> None:
         """Send a message under the header of the cell that it belongs to, which is not the running one."""

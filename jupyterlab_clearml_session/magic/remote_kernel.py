@@ -5,20 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from getpass import getpass
 from typing import Any
 
 from ..errors import (
     ClearMLSessionError,
     KernelFailed,
-    RemoteCellError,
-    RemoteCellInterrupted,
     WaitInterrupted,
 )
 from .comms import Comms
 from .link import KernelLink, Message, interrupts, raising_interrupts
 from .outputs import Outputs
+from .result import Note, RunResult, raise_for, show_pages
 
 START_DEADLINE = 60.0
 """Seconds that a kernel which the server calls started gets to answer."""
@@ -28,19 +27,6 @@ GRACE = 1.0
 """Seconds by which output may come after a later reply: they travel on sockets of their own."""
 FORWARD_DEADLINE = 60.0
 """Seconds that a widget's event keeps the local kernel busy at most."""
-_STDOUT_KEPT = 1_000_000
-
-
-@dataclass
-class RunResult:
-    """What came of a run. ``stdout`` and ``stderr`` hold the last million characters; ``result`` is the MIME
-    bundle of the last value."""
-
-    where: str
-    seconds: float = 0.0
-    stdout: str = field(default="", repr=False)
-    stderr: str = field(default="", repr=False)
-    result: dict[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -65,7 +51,7 @@ class RemoteKernel:
         self._link = link
         self._hooks = hooks
         self._shell = shell
-        self._outputs = Outputs(shell, kernel_id)
+        self._outputs = Outputs(shell, kernel_id, link.session.session)
         self._used_ids: set[str] = set()
         self._stream: Any = None
         self._loop: Any = None
@@ -99,7 +85,7 @@ class RemoteKernel:
         after a second one, KernelFailed where the kernel is gone.
         """
         began = time.monotonic()
-        result = RunResult(self.where)
+        note = Note()
         content = {
             "code": code,
             "silent": False,
@@ -108,10 +94,11 @@ class RemoteKernel:
             "allow_stdin": self._may_ask(),
             "stop_on_error": True,
         }
-        reply = self._exchange("execute_request", content, self._local_header(), result)
-        result.seconds = time.monotonic() - began
-        self._raise_for(reply, interrupted=bool(reply.get("interrupted")))
-        return result
+        reply = self._exchange("execute_request", content, self._local_header(), note)
+        seconds = time.monotonic() - began
+        show_pages(reply)
+        raise_for(reply, self.where)
+        return note.result(self.where, seconds)
 
     def run_hidden(self, code: str) -> None:
         """Run code of ours: no output, no history. Raises RemoteCellError."""
@@ -123,10 +110,10 @@ class RemoteKernel:
             "allow_stdin": False,
             "stop_on_error": True,
         }
-        self._raise_for(self._exchange("execute_request", content, None, None), interrupted=False)
+        raise_for(self._exchange("execute_request", content, None, None), self.where)
 
     def send_comm(self, kind: str, content: Mapping[str, Any], buffers: Any = ()) -> None:
-        """Send a comm message of our own."""
+        """Send a comm message of our own. After the last one, `listen_late`."""
         self._link.send("shell", kind, content, buffers=buffers)
 
     def pump(self, until: Callable[[], bool], wake: int | None, taken: Callable[[], int]) -> bool:
@@ -134,7 +121,7 @@ class RemoteKernel:
 
         ``wake`` and ``taken`` are what `interrupts` gives. Raises KernelFailed.
         """
-        self._listen_late(False)
+        self._listen_no_more()
         self._probe, self._answered = None, None
         silent_since = time.monotonic()
         while not until():
@@ -149,6 +136,20 @@ class RemoteKernel:
                 silent_since = time.monotonic()
         return True
 
+    def listen_late(self) -> None:
+        """Until the next request, let the local kernel's event loop show what still comes."""
+        if self._local_kernel is None or threading.current_thread() is not threading.main_thread():
+            return
+        if self._stream is None:
+            from tornado.ioloop import IOLoop
+            from zmq.eventloop.zmqstream import ZMQStream
+
+            self._loop = IOLoop.current(instance=False)
+            if self._loop is None:
+                return
+            self._stream = ZMQStream(self._link.sockets["iopub"], self._loop)
+        self._stream.on_recv(self._on_late, copy=False)
+
     # -- one request -------------------------------------------------------------------------------------------
 
     def _exchange(
@@ -156,7 +157,7 @@ class RemoteKernel:
         kind: str,
         content: Mapping[str, Any],
         parent: Mapping[str, Any] | None,
-        result: RunResult | None,
+        note: Note | None,
         *,
         message: Message | None = None,
     ) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class RemoteKernel:
 
         ``message`` is a message of the front end that is sent on; it has no reply.
         """
-        self._listen_late(False)
+        self._listen_no_more()
         wanted = self._free_id(parent)
         extra: dict[str, Any] = {}
         reply: dict[str, Any] | None = None
@@ -187,7 +188,7 @@ class RemoteKernel:
                         mine = received["parent_header"].get("msg_id") == sent
                         self._begun = self._begun or mine
                         if channel == "iopub":
-                            idle = (self._on_iopub(received, result) and mine) or idle
+                            idle = (self._on_iopub(received, note) and mine) or idle
                         elif channel == "stdin" and mine:
                             pressed += self._ask(received)
                         elif channel == "shell" and mine and received["msg_type"].endswith("_reply"):
@@ -199,10 +200,10 @@ class RemoteKernel:
         finally:
             if parent is not None:
                 self._outputs.end()
-            self._listen_late(True)
+            self.listen_late()
         return {**reply, "interrupted": pressed}
 
-    def _on_iopub(self, message: Message, result: RunResult | None) -> bool:
+    def _on_iopub(self, message: Message, note: Note | None) -> bool:
         """Deal with an output; returns whether it says that a request is finished."""
         kind, content = message["msg_type"], message["content"]
         if kind == "status":
@@ -218,8 +219,8 @@ class RemoteKernel:
                 return False
             if self._comms is not None:
                 self._comms.heard(message)
-        if result is not None:
-            _note(result, kind, content)
+        if note is not None:
+            note.take(kind, content)
         self._outputs.show(message)
         return False
 
@@ -279,22 +280,6 @@ class RemoteKernel:
         self._link.send("stdin", "input_reply", {"value": value}, parent=request)
         return 0
 
-    def _raise_for(self, reply: Mapping[str, Any], *, interrupted: bool) -> None:
-        status = reply.get("status", "ok")
-        if status == "ok":
-            return
-        name = str(reply.get("ename") or "aborted")
-        value = str(reply.get("evalue") or "")
-        detail: dict[str, Any] = {
-            "ename": name,
-            "evalue": value,
-            "traceback": list(reply.get("traceback") or ()),
-        }
-        if name == "KeyboardInterrupt" or (interrupted and status in ("abort", "aborted")):
-            raise RemoteCellInterrupted(f"The cell was interrupted on {self.where}.", **detail)
-        what = f"{name}: {value}" if value else name
-        raise RemoteCellError(f"{what} (on {self.where})", **detail)
-
     # -- the local kernel --------------------------------------------------------------------------------------
 
     def _forward(self, message: Message) -> None:
@@ -344,21 +329,9 @@ class RemoteKernel:
     def _may_ask(self) -> bool:
         return bool(getattr(self._local_kernel, "_allow_stdin", True))
 
-    def _listen_late(self, on: bool) -> None:
-        """Between two cells, let the local kernel's event loop show what still comes."""
+    def _listen_no_more(self) -> None:
         if self._stream is not None:
             self._stream.stop_on_recv()
-        if not on or self._local_kernel is None or threading.current_thread() is not threading.main_thread():
-            return
-        if self._stream is None:
-            from tornado.ioloop import IOLoop
-            from zmq.eventloop.zmqstream import ZMQStream
-
-            self._loop = IOLoop.current(instance=False)
-            if self._loop is None:
-                return
-            self._stream = ZMQStream(self._link.sockets["iopub"], self._loop)
-        self._stream.on_recv(self._on_late, copy=False)
 
     def _on_late(self, frames: list[Any]) -> None:
         message = self._link.parse(frames)
@@ -369,11 +342,3 @@ class RemoteKernel:
         except KernelFailed:
             return  # the next run finds out and says it
         self._outputs.flush()
-
-
-def _note(result: RunResult, kind: str, content: Mapping[str, Any]) -> None:
-    if kind == "stream":
-        name = "stderr" if content.get("name") == "stderr" else "stdout"
-        setattr(result, name, (getattr(result, name) + content.get("text", ""))[-_STDOUT_KEPT:])
-    elif kind == "execute_result":
-        result.result = dict(content.get("data") or {})

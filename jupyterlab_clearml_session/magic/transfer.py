@@ -157,6 +157,7 @@ class _Talk:
         self._kernel.on_comm[self._id] = lambda message: None
         if self._opened and not self._refused:
             self._kernel.send_comm("comm_close", {"comm_id": self._id, "data": {}})
+        self._kernel.listen_late()
 
     def open(self, data: Mapping[str, Any]) -> None:
         self._kernel.run_hidden(_INSTALL)

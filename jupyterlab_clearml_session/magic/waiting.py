@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ClearMLSessionError, NotReadyInTime, SessionAborted, SessionFailed, WaitInterrupted
@@ -60,6 +61,18 @@ def wait_until_ready(
         ) from None
     finally:
         live.close()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn a Ctrl-C that nobody inside deals with into a WaitInterrupted, which shows none of our frames."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise WaitInterrupted(
+            "Interrupted: the answer is no longer waited for.",
+            hint="What was asked for may still be done; '%clearml_session status' shows how things stand.",
+        ) from None
 
 
 def _why_over(session: dict[str, Any]) -> ClearMLSessionError:

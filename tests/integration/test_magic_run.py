@@ -6,8 +6,10 @@ is in test_magic_notebook.py.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,15 +291,25 @@ def test_a_kernel_by_name(notebook: Notebook) -> None:
     assert "It has: python3." in outcome.traceback
 
 
-def test_output_after_the_cell_belongs_to_it(notebook: Notebook) -> None:
+@pytest.mark.parametrize("options", ["", " --out moved"])
+def test_output_after_the_cell_belongs_to_it(notebook: Notebook, options: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
     code = (
-        "import threading\n"
-        "def late():\n    threading.Event().wait(0.5)\n    print('late')\n"
+        "import threading\nmoved = 1\n"
+        f"def late():\n    open({str(tmp_path / 'go')!r}).read()\n    print('late')\n"
         "threading.Thread(target=late).start()"
     )
-    outcome = notebook.ok(f"{RUN}\n{code}")
+    outcome = notebook.ok(f"{RUN}{options}\n{code}")
+    (tmp_path / "go").write_text("now")
     late = notebook.until(lambda m: m["msg_type"] == "stream" and "late" in m["content"]["text"])
     assert late["parent_header"]["msg_id"] == outcome.message_id
+
+
+def test_help_is_shown_in_the_pager(notebook: Notebook) -> None:
+    notebook.ok(f"{RUN}\ndef far():\n    'Only known over there.'")
+    (page,) = notebook.ok(f"{RUN}\nfar?").reply["content"]["payload"]
+    assert page["source"] == "page"
+    assert "Only known over there." in page["data"]["text/plain"]
 
 
 def test_widgets_reach_the_kernel_that_made_them(notebook: Notebook) -> None:
