@@ -116,7 +116,10 @@ def test_ended_sessions_and_those_of_others_are_found_too(
     fake.of_others = [session(3, mine=False)]
     fake.lines = [{"time": "t", "text": f"line {n}\n"} for n in range(9)]
     assert repr(line("log session 2 -n 2")) == "line 7\nline 8"
-    assert line("info session 3").data["id"] == fake.of_others[0]["id"]
+    info = line("info session 3")
+    assert info.data["id"] == fake.of_others[0]["id"]
+    assert "created         2026-11-22 09:58:00 UTC" in repr(info)
+    assert '<a href="https://app.clear.ml/projects/1" target="_blank"' in info._repr_html_()
 
 
 def test_unknown_session(line: Callable[[str], Any], fake: FakeJupyter) -> None:

@@ -60,6 +60,7 @@ def command_button(text: str, command: str, session_id: str) -> Markup:
         "button",
         text,
         type="button",
+        class_="jp-mod-styled",
         data_commandlinker_command=command,
         data_commandlinker_args=json.dumps({"id": session_id}),
     )
@@ -149,9 +150,9 @@ def session_facts(session: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("user", user.get("name") or user.get("id")),
         ("tags", ", ".join(session.get("tags") or ())),
         ("comment", session.get("comment")),
-        ("created", session.get("created")),
-        ("started", session.get("started")),
-        ("ended", session.get("ended")),
+        ("created", _clock(session.get("created"))),
+        ("started", _clock(session.get("started"))),
+        ("ended", _clock(session.get("ended"))),
         ("attached", "yes" if session.get("attached") else "no"),
         (
             "tunnel",
@@ -208,12 +209,9 @@ def progress_html(session: Mapping[str, Any], seconds: float) -> Markup:
 
 def since(moment: Any, now: datetime | None = None) -> str:
     """Return how long ago an ISO 8601 moment is, as "5 min"; empty where it is none."""
-    try:
-        then = datetime.fromisoformat(str(moment).replace("Z", "+00:00"))
-    except ValueError:
+    then = _moment(moment)
+    if then is None:
         return ""
-    if then.tzinfo is None:
-        then = then.replace(tzinfo=timezone.utc)
     seconds = max(0.0, ((now or datetime.now(timezone.utc)) - then).total_seconds())
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -229,6 +227,20 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} GB"
+
+
+def _clock(moment: Any) -> str:
+    """Return an ISO 8601 moment in UTC to the second; empty where it is none."""
+    then = _moment(moment)
+    return "" if then is None else f"{then.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _moment(moment: Any) -> datetime | None:
+    try:
+        then = datetime.fromisoformat(str(moment).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return then if then.tzinfo is not None else then.replace(tzinfo=timezone.utc)
 
 
 def _phase_words(session: Mapping[str, Any]) -> str:

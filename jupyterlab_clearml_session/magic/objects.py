@@ -147,7 +147,7 @@ class SessionInfo(Shown):
     def _html(self) -> Markup:
         facts: list[tuple[str, Any]] = list(displays.session_facts(self.data))
         linked = [
-            (key, displays.link(value, value) if key == "in ClearML" else value) for key, value in facts
+            (key, displays.link("its page", value) if key == "in ClearML" else value) for key, value in facts
         ]
         return displays.html_facts(linked)
 

@@ -60,10 +60,44 @@ def lab(local_mode: ClearMLUnderTest, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def executed(lab: LabServer) -> Any:
     """The notebook after nbclient has run it, in a kernel that no server owns."""
-    notebook = notebook_of(CELLS)
-    client = NotebookClient(notebook, kernel_name="python3", timeout=220)
-    client.execute(env=lab.environment())
-    return notebook
+    while True:
+        notebook = notebook_of(CELLS)
+        client = NotebookClient(notebook, kernel_name="python3", timeout=220)
+        try:
+            client.execute(env=lab.environment())
+        except CellExecutionError as error:
+            if error.ename != "JupyterPortClash":
+                raise
+            (clashed,) = lab.api("GET", "sessions?tag=magic")["sessions"]
+            end(lab, clashed["id"])
+        else:
+            return notebook
+
+
+def launched(lab: LabServer, name: str) -> str:
+    """Launch a session and return its id once it is ready."""
+    while True:
+        session_id = str(lab.api("POST", "sessions", {"name": name, "vscode_server": False})["id"])
+        session = lab.until(lambda: over(lab, session_id, "ready", "failed", "ended"), 120)  # noqa: B023 - at once
+        if session["phase"] == "ready":
+            return session_id
+        assert session["error"]["code"] == "jupyter_port_clash", session
+        end(lab, session_id)
+
+
+def end(lab: LabServer, session_id: str) -> None:
+    """Shut down a session whose Jupyter found its port taken, by a session that another test had just started."""
+    lab.api("DELETE", f"sessions/{session_id}")
+    lab.until(lambda: over(lab, session_id, "ended"))
+
+
+def over(lab: LabServer, session_id: str, *phases: str) -> Any:
+    session = lab.api("GET", f"sessions/{session_id}")
+    return session if session["phase"] in phases else None
+
+
+def named(lab: LabServer, name: str) -> Any:
+    return next(session for session in lab.api("GET", "sessions")["sessions"] if session["name"] == name)
 
 
 def notebook_of(codes: list[str]) -> Any:
@@ -168,13 +202,12 @@ def test_in_a_terminal(lab: LabServer) -> None:
 @pytest.fixture(scope="module")
 def notebook(lab: LabServer) -> Iterator[Notebook]:
     """A notebook beside a session of its own."""
-    session = lab.api("POST", "sessions", {"name": "for cells", "vscode_server": False})
-    lab.phase(session["id"], "ready")
+    session_id = launched(lab, "for cells")
     made = Notebook(lab)
     made.ok("%load_ext jupyterlab_clearml_session")
     yield made
     made.close()
-    lab.api("DELETE", f"sessions/{session['id']}")
+    lab.api("DELETE", f"sessions/{session_id}")
 
 
 RUN = "%%clearml_session run for cells\n"
@@ -190,7 +223,7 @@ def test_a_remote_cell_is_interrupted(notebook: Notebook) -> None:
 
 
 def test_no_output_is_lost_where_the_connection_is_made_anew(notebook: Notebook, lab: LabServer) -> None:
-    (session,) = lab.api("GET", "sessions")["sessions"]
+    session = named(lab, "for cells")
     cut: list[bool] = []
 
     def during(message: Message) -> None:
