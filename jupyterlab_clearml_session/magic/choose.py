@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import AmbiguousSession, UnknownSession
+from ..errors import AmbiguousSession, NotAttached, UnknownSession
 from .client import Client
-from .displays import SESSION_HEADS, SHORT, session_row, text_table
+from .displays import SESSION_HEADS, SHORT, named, session_row, short_id, text_table
 
 _FULL_ID = re.compile(r"[0-9a-f]{32}")
 _TRIES = 3
@@ -53,6 +53,15 @@ def matches(sessions: Sequence[Session], wanted: str) -> list[Session]:
     return exact or [session for session in sessions if session["id"].startswith(wanted.lower())]
 
 
+def check_attached(session: Mapping[str, Any]) -> None:
+    """Raise NotAttached where this server is not connected to the session."""
+    if not session.get("attached"):
+        raise NotAttached(
+            f"{named(session)} is not attached.",
+            hint=f"Attach first: %clearml_session attach {short_id(session)}",
+        )
+
+
 def _only(active: Sequence[Session], ask: Ask) -> Session:
     if not active:
         raise UnknownSession(
@@ -78,7 +87,10 @@ def _pick(why: str, sessions: list[Session], ask: Ask) -> Session:
             listing = f"{answer!r} is none of them."
     except CannotAsk:
         pass  # the error says it
-    raise AmbiguousSession(f"{why}: {_names(sessions)}.", sessions=[_brief(session) for session in sessions])
+    raise AmbiguousSession(
+        f"{why}: {', '.join(named(each) for each in sessions)}.",
+        sessions=[_brief(session) for session in sessions],
+    )
 
 
 def _answered(sessions: list[Session], answer: str) -> Session | None:
@@ -86,10 +98,6 @@ def _answered(sessions: list[Session], answer: str) -> Session | None:
         return sessions[int(answer) - 1]
     found = matches(sessions, answer) if answer else []
     return found[0] if len(found) == 1 else None
-
-
-def _names(sessions: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(f"{session['name']!r} ({session['id'][:SHORT]})" for session in sessions)
 
 
 def _brief(session: Mapping[str, Any]) -> dict[str, str]:

@@ -119,7 +119,7 @@ SESSION_HEADS = ("id", "name", "phase", "", "queue", "since")
 def session_row(session: Mapping[str, Any], now: datetime | None = None) -> Row:
     """Return a session's row of the plain table."""
     return (
-        str(session["id"])[:SHORT],
+        short_id(session),
         session.get("name", ""),
         session.get("phase", ""),
         _text_beyond_phase(session),
@@ -169,9 +169,19 @@ def session_facts(session: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in facts if value]
 
 
+def short_id(session: Mapping[str, Any]) -> str:
+    """Return the beginning of a session's id, by which it can be named."""
+    return str(session["id"])[:SHORT]
+
+
+def named(session: Mapping[str, Any]) -> str:
+    """Return how messages name a session."""
+    return f"{session.get('name')!r} ({short_id(session)})"
+
+
 def session_text(session: Mapping[str, Any]) -> str:
     """Return one line."""
-    return f"{session.get('name')} ({str(session['id'])[:SHORT]}): {_phase_words(session)}"
+    return f"{session.get('name')} ({short_id(session)}): {_phase_words(session)}"
 
 
 def session_html(session: Mapping[str, Any]) -> Markup:
@@ -179,7 +189,7 @@ def session_html(session: Mapping[str, Any]) -> Markup:
         "div",
         link(str(session.get("name")), session.get("web_url")),
         " ",
-        tag("code", str(session["id"])[:SHORT]),
+        tag("code", short_id(session)),
         " ",
         phase_badge(session),
         " ",

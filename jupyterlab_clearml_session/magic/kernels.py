@@ -26,8 +26,9 @@ from ..errors import (
     UnknownKernel,
     UnknownSession,
 )
+from .choose import check_attached
 from .client import Client
-from .displays import SHORT, tag
+from .displays import named, tag
 from .link import KernelLink
 from .live import Live
 from .remote_kernel import Hooks, RemoteKernel
@@ -99,12 +100,7 @@ class NotebookKernels:
     # -- starting ----------------------------------------------------------------------------------------------
 
     def _choose_spec(self, session: Data, name: str | None) -> str:
-        short = f"{session['name']!r} ({session['id'][:SHORT]})"
-        if not session.get("attached"):
-            raise NotAttached(
-                f"{short} is not attached.",
-                hint=f"Attach first: %clearml_session attach {session['id'][:SHORT]}",
-            )
+        check_attached(session)
         if name is None and session.get("kernelspecs"):
             specs = [{"name": spec} for spec in session["kernelspecs"]]
         else:
@@ -113,7 +109,9 @@ class NotebookKernels:
         if not found:
             names = ", ".join(_remote_name(spec) for spec in specs) or "none"
             raise UnknownKernel(
-                f"{short} has no kernel {name!r}." if name else f"{short} offers no kernel.",
+                f"{named(session)} has no kernel {name!r}."
+                if name
+                else f"{named(session)} offers no kernel.",
                 hint=f"It has: {names}.",
             )
         # Its own Python first, then whatever it has.

@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any, Protocol, overload
 
 from .. import __version__
-from ..errors import NotAttached, WrongPhase
+from ..errors import WrongPhase
 from . import displays
+from .choose import check_attached
 from .displays import Markup
 
 Data = Mapping[str, Any]
@@ -312,21 +313,16 @@ def _differences(spec: Data) -> str:
 
 def place(session: Data, kind: str, base_url: str) -> Place:
     """Return where a session's Jupyter, VS Code or terminals are. Raises WrongPhase and NotAttached."""
-    short_id = str(session["id"])[: displays.SHORT]
-    short = f"{session.get('name')!r} ({short_id})"
+    check_attached(session)
     service = "vscode" if kind == "vscode" else "jupyter"
     endpoints = session.get("endpoints") or {}
     path = endpoints.get(f"{service}_open") or endpoints.get(service)
-    if not session.get("attached"):
-        raise NotAttached(
-            f"{short} is not attached.",
-            hint=f"Attach first: %clearml_session attach {short_id}",
-        )
     if not path:
         what = "VS Code" if service == "vscode" else "JupyterLab"
         raise WrongPhase(
-            f"{short} shows no {what}: it is {session.get('phase')}.",
-            hint=f"'%clearml_session info {short_id}' says more; launch with --{_OPTION[service]} to have one.",
+            f"{displays.named(session)} shows no {what}: it is {session.get('phase')}.",
+            hint=f"'%clearml_session info {displays.short_id(session)}' says more; "
+            f"launch with --{_OPTION[service]} to have one.",
         )
     return Place(
         session, kind, base_url.rstrip("/") + "/" + str(path).lstrip("/"), f"clearml-session:open-{kind}"

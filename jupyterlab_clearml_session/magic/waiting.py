@@ -48,15 +48,15 @@ def wait_until_ready(
                 raise _why_over(session)
             if timeout is not None and seconds >= timeout:
                 raise NotReadyInTime(
-                    f"{_named(session)} was not ready within {timeout:g} seconds: it is {session['phase']}. "
-                    "It goes on.",
+                    f"{displays.named(session)} was not ready within {timeout:g} seconds: it is "
+                    f"{session['phase']}. It goes on.",
                     hint=_goes_on(session_id),
                 )
             wanted = LOOK_QUEUED if session["phase"] == "queued" else LOOK
             pause(wanted if timeout is None else min(wanted, max(timeout - seconds, 0)))
     except KeyboardInterrupt:
         raise WaitInterrupted(
-            f"Stopped waiting for {_named(session)}. The session goes on: it is {session['phase']}.",
+            f"Stopped waiting for {displays.named(session)}. The session goes on: it is {session['phase']}.",
             hint=_goes_on(session_id),
         ) from None
     finally:
@@ -80,12 +80,8 @@ def _why_over(session: dict[str, Any]) -> ClearMLSessionError:
     if typed is not None:
         return typed
     if session["phase"] == "ended":
-        return SessionAborted(f"{_named(session)} has ended.")
-    return SessionFailed(f"{_named(session)} failed: {session.get('phase_text', '')}")
-
-
-def _named(session: dict[str, Any]) -> str:
-    return f"{session['name']!r} ({session['id'][: displays.SHORT]})"
+        return SessionAborted(f"{displays.named(session)} has ended.")
+    return SessionFailed(f"{displays.named(session)} failed: {session.get('phase_text', '')}")
 
 
 def _goes_on(session_id: str) -> str:

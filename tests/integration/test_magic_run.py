@@ -262,7 +262,7 @@ def test_a_kernel_that_dies_is_found_out_by_asking_it(own: Notebook) -> None:
 def test_a_long_silence_is_no_failure(own: Notebook) -> None:
     own.ok(f"{RUN}\n1")
     own.ok("from jupyterlab_clearml_session.magic import remote_kernel\nremote_kernel.LOOK = 0.2")
-    assert own.ok(f"{RUN}\nimport time\ntime.sleep(3)\n'done'").result == "'done'"
+    assert own.ok(f"{RUN}\nimport time\ntime.sleep(1)\n'done'").result == "'done'"
 
 
 def test_a_kernel_that_is_shut_down_elsewhere(own: Notebook) -> None:
@@ -270,6 +270,7 @@ def test_a_kernel_that_is_shut_down_elsewhere(own: Notebook) -> None:
         kernel_id = remote_kernels(own.lab)[own.kernel_id]
         assert own.lab.call("DELETE", f"api/kernels/{kernel_id}").status == 204
 
+    own.ok("from jupyterlab_clearml_session.magic import remote_kernel\nremote_kernel.LOOK = 1.0")
     code = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
     outcome = own.cell(f"{RUN}\n{code}", during=_when_begun(shut_down))
     assert outcome.error == "KernelFailed: The kernel on far away has ended."
