@@ -21,8 +21,10 @@ export type Action =
   | 'store'
   | 'shutdown'
   | 'again'
+  | 'continue'
   | 'delete'
-  | 'dismiss';
+  | 'dismiss'
+  | 'web';
 
 const LIVE = new Set(['created', 'queued', 'in_progress']);
 
@@ -71,8 +73,12 @@ export function can(session: ISession, action: Action): boolean {
     case 'again':
     case 'delete':
       return !isLive(session);
+    case 'continue':
+      return !isLive(session) && Boolean(session.spec.store_workspace);
     case 'dismiss':
       return !isLive(session) && session.phase === 'failed';
+    case 'web':
+      return Boolean(session.web_url);
   }
 }
 

@@ -1,16 +1,18 @@
 /** One session in the list. */
-import { Clipboard } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { copyIcon, ellipsesIcon, LabIcon } from '@jupyterlab/ui-components';
+import { ellipsesIcon, LabIcon, MenuSvg } from '@jupyterlab/ui-components';
 import type { CommandRegistry } from '@lumino/commands';
-import { Menu } from '@lumino/widgets';
+import type { Menu } from '@lumino/widgets';
 import * as React from 'react';
 
-import { can, isLive } from './actions';
+import { can, isLive, isReachable } from './actions';
 import { CommandIDs } from './commandIds';
+import { CopyButton } from './dialog';
+import { Load } from './load';
 import { fraction } from './progress';
+import type { SessionAPI } from './request';
 import type { IErrorBody, ISession, Phase } from './tokens';
-import { isOver, shortId } from './tokens';
+import { shortId } from './tokens';
 import { ago, phaseKind, phaseName } from './text';
 
 /** Commands behind the "more" button, in groups. */
@@ -32,6 +34,7 @@ const WITH_LOG = new Set<Phase>([
 ]);
 
 interface ICardProps {
+  api: SessionAPI;
   session: ISession;
   commands: CommandRegistry;
   trans: TranslationBundle;
@@ -40,22 +43,18 @@ interface ICardProps {
 /** A session: where it stands, and what can be done with it. */
 export function Card(props: ICardProps): JSX.Element {
   const { session, trans } = props;
-  const { progress } = session;
-  const coming =
-    progress && !isOver(session.phase) && phaseKind(session.phase) === 'busy';
+  const { phase, progress } = session;
+  const coming = progress && (phase === 'created' || phaseKind(phase) === 'busy');
   return (
     <article
       className="jp-ClearML-card"
       data-session-id={session.id}
-      data-phase={session.phase}
-      aria-label={trans.__(
-        'Session %1: %2',
-        session.name,
-        phaseName(session.phase, trans)
-      )}
+      tabIndex={-1}
+      data-phase={phase}
+      aria-label={trans.__('Session %1: %2', session.name, phaseName(phase, trans))}
     >
       <header className="jp-ClearML-card-header">
-        <h3 title={session.name}>{session.name}</h3>
+        <h4 title={session.name}>{session.name}</h4>
         <PhaseChip session={session} trans={trans} />
         <MoreButton {...props} />
       </header>
@@ -63,7 +62,7 @@ export function Card(props: ICardProps): JSX.Element {
       {coming && <Steps session={session} trans={trans} />}
       {session.error && <ErrorBox error={session.error} trans={trans} />}
       <Actions {...props} />
-      <Details session={session} trans={trans} />
+      <Details {...props} />
     </article>
   );
 }
@@ -166,6 +165,7 @@ function Actions(props: ICardProps): JSX.Element | null {
       : []),
     ...(WITH_LOG.has(session.phase) ? [CommandIDs.log] : []),
     CommandIDs.again,
+    CommandIDs.continueSession,
     CommandIDs.dismiss,
     ...(session.phase === 'failed' ? [] : [CommandIDs.deleteSession]),
     CommandIDs.shutdown
@@ -192,6 +192,9 @@ function CommandButton(
   }
   const icon = commands.icon(id, args);
   const run = async () => {
+    if (busy) {
+      return;
+    }
     setBusy(true);
     try {
       await commands.execute(id, args);
@@ -205,7 +208,8 @@ function CommandButton(
       className={`jp-ClearML-button${props.primary ? ' jp-mod-primary' : ''}`}
       data-command={id}
       title={commands.caption(id, args)}
-      disabled={busy || !commands.isEnabled(id, args)}
+      disabled={!commands.isEnabled(id, args)}
+      aria-disabled={busy} // and keeps the focus, to get it back from a dialog
       onClick={() => void run()}
     >
       {icon instanceof LabIcon && <icon.react tag="span" className="jp-ClearML-icon" />}
@@ -217,15 +221,13 @@ function CommandButton(
 function MoreButton(props: ICardProps): JSX.Element {
   const { session, commands, trans } = props;
   const open = (event: React.MouseEvent<HTMLButtonElement>) => {
-    const menu = new Menu({ commands });
+    const menu = new MenuSvg({ commands });
     const args = { id: session.id };
     MENU.forEach((group, index) => {
       if (index > 0) {
         menu.addItem({ type: 'separator' });
       }
-      group
-        .filter(id => id !== CommandIDs.openWeb || session.web_url)
-        .forEach(command => menu.addItem({ command, args }));
+      group.forEach(command => menu.addItem({ command, args }));
     });
     openMenu(menu, event.currentTarget);
   };
@@ -246,7 +248,6 @@ function MoreButton(props: ICardProps): JSX.Element {
 /** Open a menu below a button; it is disposed when it closes, and the focus goes back. */
 export function openMenu(menu: Menu, button: HTMLElement): void {
   const { left, bottom } = button.getBoundingClientRect();
-  menu.addClass('jp-ClearML-menu');
   menu.aboutToClose.connect(() => {
     button.focus();
     // The command is run after the menu has closed.
@@ -255,25 +256,20 @@ export function openMenu(menu: Menu, button: HTMLElement): void {
   menu.open(left, bottom);
 }
 
-function Details(props: { session: ISession; trans: TranslationBundle }): JSX.Element {
-  const { session, trans } = props;
+function Details({ api, session, trans }: ICardProps): JSX.Element {
   const { tunnel, spec } = session;
+  const [open, setOpen] = React.useState(false);
   return (
-    <details className="jp-ClearML-details">
+    <details
+      className="jp-ClearML-details"
+      onToggle={event => setOpen(event.currentTarget.open)}
+    >
       <summary>{trans.__('Details')}</summary>
-      <dl>
+      <dl className="jp-ClearML-facts">
         <dt>{trans.__('Id')}</dt>
         <dd>
           <code title={session.id}>{shortId(session.id)}…</code>
-          <button
-            type="button"
-            className="jp-ClearML-iconButton"
-            aria-label={trans.__('Copy id')}
-            title={trans.__('Copy id')}
-            onClick={() => Clipboard.copyToSystem(session.id)}
-          >
-            <copyIcon.react tag="span" className="jp-ClearML-icon" />
-          </button>
+          <CopyButton text={session.id} name={trans.__('the id')} trans={trans} />
         </dd>
         <Row name={trans.__('State')}>{session.phase_text}</Row>
         <Row name={trans.__('Project')}>{session.project}</Row>
@@ -297,6 +293,9 @@ function Details(props: { session: ISession; trans: TranslationBundle }): JSX.El
               <HostKey trust={tunnel.host_key} trans={trans} />
             </dd>
           </>
+        )}
+        {open && isReachable(session) && (
+          <Load api={api} sessionId={session.id} trans={trans} />
         )}
         <Row name={trans.__('ClearML')}>
           {session.web_url && (

@@ -28,6 +28,7 @@ export namespace CommandIDs {
   export const storeWorkspace = 'clearml-session:store-workspace';
   export const shutdown = 'clearml-session:shut-down';
   export const again = 'clearml-session:launch-again';
+  export const continueSession = 'clearml-session:continue-session';
   export const deleteSession = 'clearml-session:delete';
   export const dismiss = 'clearml-session:dismiss';
   export const copyId = 'clearml-session:copy-id';
@@ -50,13 +51,25 @@ export const GLOBAL_COMMANDS = [
 /** Commands on one session that are also offered in the palette, where the user is asked for which. */
 export const SESSION_COMMANDS = [
   CommandIDs.openJupyter,
+  CommandIDs.openJupyterBrowser,
   CommandIDs.openVscode,
+  CommandIDs.openVscodeBrowser,
   CommandIDs.openTerminal,
   CommandIDs.openFiles,
   CommandIDs.openPort,
   CommandIDs.ssh,
   CommandIDs.forwards,
   CommandIDs.kernels,
+  CommandIDs.attach,
+  CommandIDs.detach,
+  CommandIDs.reconnect,
   CommandIDs.log,
-  CommandIDs.shutdown
+  CommandIDs.storeWorkspace,
+  CommandIDs.shutdown,
+  CommandIDs.again,
+  CommandIDs.continueSession,
+  CommandIDs.deleteSession,
+  CommandIDs.dismiss,
+  CommandIDs.copyId,
+  CommandIDs.openWeb
 ] as const;

@@ -2,46 +2,8 @@
 import { Dialog, InputDialog, showDialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import { findTaskId } from './actions';
-import { notifyError } from './notify';
-import { SessionError } from './request';
 import type { ISession } from './tokens';
 import { shortId } from './tokens';
-
-/** Ask for the id of a Task, or the address of its page; null when the user thought better of it. */
-export async function askForTask(
-  trans: TranslationBundle,
-  title: string,
-  label: string,
-  okLabel: string
-): Promise<string | null> {
-  const result = await InputDialog.getText({
-    title,
-    label,
-    okLabel,
-    placeholder: trans.__('32 digits and letters a to f'),
-    required: true
-  });
-  if (!result.button.accept || !result.value) {
-    return null;
-  }
-  const id = findTaskId(result.value);
-  if (id === null) {
-    notifyError(
-      new SessionError(
-        {
-          code: 'invalid_input',
-          message: trans.__('This is not the id of a Task'),
-          hint: trans.__(
-            'An id has 32 characters, 0 to 9 and a to f. In ClearML, copy it from the top of the Task.'
-          )
-        },
-        400
-      )
-    );
-  }
-  return id;
-}
 
 /** Ask which session is meant; the only one is not asked for. */
 export async function choose(

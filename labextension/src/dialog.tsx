@@ -4,6 +4,9 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import { checkIcon, copyIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
+import { useKeptFocus } from './focus';
+import { SessionError } from './request';
+
 /** Marks a control in which Enter means something else than the button of the dialog. */
 export const OWN_ENTER = 'data-own-enter';
 
@@ -60,18 +63,6 @@ function isOwn(event: KeyboardEvent): boolean {
   );
 }
 
-/**
- * Keep the focus in the body of a dialog, which has to be focusable, where the control that has it goes away (with the
- * row that it has closed, say): the keyboard would not reach the dialog any more.
- */
-export function useKeptFocus(body: React.RefObject<HTMLElement>): void {
-  React.useEffect(() => {
-    if (document.activeElement === document.body) {
-      body.current?.focus();
-    }
-  });
-}
-
 /** The body of a dialog. */
 export function DialogBox({ children }: { children: React.ReactNode }): JSX.Element {
   const box = React.useRef<HTMLDivElement>(null);
@@ -80,6 +71,57 @@ export function DialogBox({ children }: { children: React.ReactNode }): JSX.Elem
     <div ref={box} className="jp-ClearML-dialog" tabIndex={-1}>
       {children}
     </div>
+  );
+}
+
+/** What a dialog shows where it has to be asked for first: the dialog is there at once, and says so. */
+export function Loaded<T>(props: {
+  load: () => Promise<T>;
+  /** What is said meanwhile. */
+  waiting: string;
+  trans: TranslationBundle;
+  children: (value: T) => JSX.Element;
+}): JSX.Element {
+  const { load, waiting, trans, children } = props;
+  const [value, setValue] = React.useState<{ value: T } | null>(null);
+  const [error, setError] = React.useState('');
+  const [attempt, setAttempt] = React.useState(0);
+  React.useEffect(() => {
+    let wanted = true;
+    load().then(
+      loaded => wanted && setValue({ value: loaded }),
+      (reason: unknown) => wanted && setError(SessionError.from(reason).text)
+    );
+    return () => {
+      wanted = false;
+    };
+  }, [load, attempt]);
+  if (value) {
+    return children(value.value);
+  }
+  return (
+    <DialogBox>
+      <p role="status">{!error && waiting}</p>
+      {error && (
+        <>
+          <p role="alert" className="jp-ClearML-fieldError">
+            {error}
+          </p>
+          <div className="jp-ClearML-actions">
+            <button
+              type="button"
+              className="jp-ClearML-button"
+              onClick={() => {
+                setError('');
+                setAttempt(attempt + 1);
+              }}
+            >
+              {trans.__('Try Again')}
+            </button>
+          </div>
+        </>
+      )}
+    </DialogBox>
   );
 }
 

@@ -121,9 +121,11 @@ export function CredentialsForm(props: IFormProps): JSX.Element {
   const { trans, busy, disabled, error } = props;
   const [values, setValues] = React.useState<ICredentials>(EMPTY);
   const [pasted, setPasted] = React.useState<number | null>(null);
+  const [open, setOpen] = React.useState(false);
   const paste = (text: string) => {
     const found = parseCredentials(text);
     setPasted(text.trim() ? Object.keys(found).length : null);
+    setOpen(old => old || text.trim() !== '');
     setValues(old => ({ ...old, ...found }));
   };
   const fields: Array<[keyof ICredentials, string, string, boolean]> = [
@@ -157,31 +159,38 @@ export function CredentialsForm(props: IFormProps): JSX.Element {
             : trans._n('%1 value found', '%1 values found', pasted)}
         </span>
       </label>
-      {fields.map(([name, label, placeholder, required]) => (
-        <label key={name} className="jp-ClearML-field">
-          <span>{label}</span>
-          <input
-            name={name}
-            type={name === 'secret_key' ? 'password' : 'text'}
-            className="jp-ClearML-input"
-            spellCheck={false}
-            autoComplete="off"
-            required={required}
-            placeholder={placeholder}
-            value={values[name]}
-            aria-invalid={error?.field === name}
-            onChange={event =>
-              setValues(old => ({ ...old, [name]: event.target.value }))
-            }
-          />
-          {error?.field === name && (
-            <span role="alert" className="jp-ClearML-fieldError">
-              {error.message}
-              {error.hint && ` ${error.hint}`}
-            </span>
-          )}
-        </label>
-      ))}
+      <details
+        className="jp-ClearML-values"
+        open={open || Boolean(error?.field)}
+        onToggle={event => setOpen(event.currentTarget.open)}
+        onInvalid={() => setOpen(true)} // a value is missing: it has to be seen
+      >
+        <summary>{trans.__('Or type the values')}</summary>
+        {fields.map(([name, label, placeholder, required]) => (
+          <label key={name} className="jp-ClearML-field">
+            <span>{label}</span>
+            <input
+              name={name}
+              type={name === 'secret_key' ? 'password' : 'text'}
+              className="jp-ClearML-input"
+              spellCheck={false}
+              autoComplete="off"
+              required={required}
+              placeholder={placeholder}
+              value={values[name]}
+              aria-invalid={error?.field === name}
+              onChange={event =>
+                setValues(old => ({ ...old, [name]: event.target.value }))
+              }
+            />
+            {error?.field === name && (
+              <span role="alert" className="jp-ClearML-fieldError">
+                {error.text}
+              </span>
+            )}
+          </label>
+        ))}
+      </details>
       <div className="jp-ClearML-actions">
         <button
           type="submit"

@@ -8,10 +8,11 @@ import {
   refreshIcon,
   saveIcon
 } from '@jupyterlab/ui-components';
+
+import { attachDialog } from './attachDialog';
 import { cleanUp } from './cleanUp';
 import { CommandIDs } from './commandIds';
 import type { ICommandOptions } from './commands';
-import { askForTask } from './confirm';
 import { sessionIcon } from './icons';
 import type { ILaunchRequest } from './launchDraft';
 import { tell } from './notify';
@@ -42,7 +43,7 @@ export function addGlobalCommands(options: ICommandOptions): void {
   commands.addCommand(CommandIDs.openPanel, {
     label: trans.__('ClearML Sessions Panel'),
     caption: trans.__('Show the list of ClearML sessions'),
-    icon: sessionIcon,
+    icon: args => (args.isPalette ? undefined : sessionIcon),
     execute: showPanel
   });
 
@@ -77,25 +78,17 @@ export function addGlobalCommands(options: ICommandOptions): void {
     icon: args => (args.isPalette ? undefined : linkIcon),
     isEnabled: configured,
     execute: async args => {
-      const id =
-        typeof args.id === 'string'
-          ? args.id
-          : await askForTask(
-              trans,
-              trans.__('Attach to a session'),
-              trans.__('Id of the session, or its address in ClearML'),
-              trans.__('Attach')
-            );
-      if (!id) {
-        return null;
-      }
-      showPanel();
-      return tell(async () => {
-        const session = await model.api.attach(id);
+      const { id } = args;
+      const session =
+        typeof id === 'string'
+          ? await tell(() => model.api.attach(id))
+          : await attachDialog(typed => model.api.attach(typed), trans);
+      if (session) {
         model.put(session);
         progress.follow(session);
-        return session;
-      });
+        showPanel();
+      }
+      return session;
     }
   });
 

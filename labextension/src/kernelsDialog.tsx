@@ -4,11 +4,12 @@ import { PathExt } from '@jupyterlab/coreutils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { BodyDialog, DialogBox } from './dialog';
+import { BodyDialog, DialogBox, Loaded } from './dialog';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
 import type { IRemoteKernel, ISession } from './tokens';
 import { shortId } from './tokens';
+import { lasting } from './text';
 
 /** Show the kernels of a session. They can be ended here; returns the one that is to be connected to. */
 export async function kernelsDialog(
@@ -16,7 +17,6 @@ export async function kernelsDialog(
   session: ISession,
   trans: TranslationBundle
 ): Promise<IRemoteKernel | null> {
-  const kernels = await api.kernels(session.id);
   let chosen: IRemoteKernel | null = null;
   const connect = (kernel: IRemoteKernel) => {
     chosen = kernel;
@@ -25,18 +25,34 @@ export async function kernelsDialog(
   const dialog = new BodyDialog({
     title: trans.__('Kernels on %1', session.name),
     body: ReactWidget.create(
-      <Kernels
-        api={api}
-        session={session}
-        kernels={kernels}
+      <Loaded
+        load={() => api.kernels(session.id)}
+        waiting={trans.__('Asking the machine…')}
         trans={trans}
-        onConnect={connect}
-      />
+      >
+        {kernels => (
+          <Kernels
+            api={api}
+            session={session}
+            kernels={kernels}
+            trans={trans}
+            onConnect={connect}
+          />
+        )}
+      </Loaded>
     ),
     buttons: [Dialog.okButton({ label: trans.__('Close') })]
   });
   await dialog.launch();
   return chosen;
+}
+
+/** The state of a kernel, and since when it has done nothing. */
+function stateText(kernel: IRemoteKernel, trans: TranslationBundle): string {
+  const { state, idle_s: idle } = kernel;
+  return state === 'idle' && idle !== undefined && idle >= 60
+    ? trans.__('idle for %1', lasting(idle, trans))
+    : state;
 }
 
 interface IKernelsProps {
@@ -51,13 +67,17 @@ function Kernels(props: IKernelsProps): JSX.Element {
   const { api, session, trans } = props;
   const [kernels, setKernels] = React.useState(props.kernels);
   const [error, setError] = React.useState('');
+  const [ending, setEnding] = React.useState<string | null>(null);
   const kill = async (kernel: IRemoteKernel) => {
+    setEnding(kernel.id);
     try {
       await api.killKernel(session.id, kernel.id);
       setKernels(await api.kernels(session.id));
       setError('');
     } catch (reason) {
-      setError(SessionError.from(reason).message);
+      setError(SessionError.from(reason).text);
+    } finally {
+      setEnding(null);
     }
   };
   return (
@@ -85,7 +105,7 @@ function Kernels(props: IKernelsProps): JSX.Element {
                   </div>
                 )}
               </td>
-              <td>{kernel.state}</td>
+              <td>{stateText(kernel, trans)}</td>
               <td>
                 {kernel.adopted ? trans.__('connected') : trans.__('not connected')}
               </td>
@@ -100,6 +120,7 @@ function Kernels(props: IKernelsProps): JSX.Element {
                 <button
                   type="button"
                   className="jp-ClearML-button"
+                  disabled={ending !== null}
                   onClick={() => void kill(kernel)}
                 >
                   {trans.__('Shut Down')}

@@ -4,14 +4,17 @@ import type { ITranslator, TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
 import { ErrorBox } from './card';
-import { BodyDialog, OWN_ENTER, useKeptFocus } from './dialog';
+import { BodyDialog } from './dialog';
+import { useKeptFocus } from './focus';
 import type { ILaunchRequest } from './launchDraft';
-import { AGAIN, DEFAULTS, LAST_USED, LaunchDraft } from './launchDraft';
+import { LaunchDraft } from './launchDraft';
+import { PresetsBox } from './presetsBox';
+import { tell } from './notify';
 import { RepositoryBox } from './repositoryBox';
 import { SpecForm } from './specForm';
-import { importedText } from './text';
 import type { ISession, ISessionModel } from './tokens';
-import { IMPORTED_PRESET, TRANSLATION_DOMAIN } from './tokens';
+import { TRANSLATION_DOMAIN } from './tokens';
+import { UploadBar, Uploading } from './uploading';
 
 /** Opens the dialog; keeps what was typed until it was launched. */
 export class Launcher {
@@ -27,7 +30,7 @@ export class Launcher {
     }
     const draft = (this._draft = this._draft ?? new LaunchDraft(this._model.api));
     void draft.load(request);
-    this._dialog = new LaunchDialog(draft, this._translator);
+    this._dialog = new LaunchDialog(draft, this._model, this._translator);
     try {
       await this._dialog.launch();
       const { session } = this._dialog;
@@ -51,12 +54,14 @@ const FIRST_CONTROL = '[data-field] :is(select, input, textarea)';
 class LaunchDialog extends BodyDialog {
   constructor(
     private readonly _draft: LaunchDraft,
+    private readonly _model: ISessionModel,
     translator: ITranslator
   ) {
     const trans = translator.load(TRANSLATION_DOMAIN);
+    const body = new LaunchBody(_draft, trans);
     super({
       title: trans.__('New ClearML session'),
-      body: new LaunchBody(_draft, trans),
+      body,
       buttons: [
         Dialog.cancelButton({ label: trans.__('Cancel') }),
         Dialog.okButton({ label: trans.__('Launch') })
@@ -64,6 +69,7 @@ class LaunchDialog extends BodyDialog {
       defaultButton: 1,
       focusNodeSelector: FIRST_CONTROL
     });
+    this._form = body;
     this.addClass('jp-ClearML-launchDialog');
     _draft.changed.connect(this._onDraft, this);
     this._onDraft();
@@ -81,6 +87,10 @@ class LaunchDialog extends BodyDialog {
   }
 
   override reject(): void {
+    const uploaded = this._form.uploading?.session;
+    if (uploaded) {
+      void tell(() => this._model.api.shutdown(uploaded.id)); // ends the upload too
+    }
     this._draft.cancel();
     super.reject();
   }
@@ -91,7 +101,9 @@ class LaunchDialog extends BodyDialog {
   }
 
   private async _launch(): Promise<void> {
+    this._form.uploading = new Uploading(this._model);
     this.session = await this._draft.launch();
+    this._form.uploading = null;
     if (this.session && !this.isDisposed) {
       super.resolve(1);
     }
@@ -100,6 +112,8 @@ class LaunchDialog extends BodyDialog {
   private _onDraft(): void {
     this.acceptable = this._draft.launchable;
   }
+
+  private readonly _form: LaunchBody;
 }
 
 class LaunchBody extends ReactWidget {
@@ -111,10 +125,19 @@ class LaunchBody extends ReactWidget {
     this.addClass('jp-ClearML-launch');
   }
 
+  /** What is uploaded for the launch that is going on. */
+  uploading: Uploading | null = null;
+
   protected override render(): JSX.Element {
     return (
       <UseSignal signal={this._draft.changed}>
-        {() => <LaunchForm draft={this._draft} trans={this._trans} />}
+        {() => (
+          <LaunchForm
+            draft={this._draft}
+            uploading={this.uploading}
+            trans={this._trans}
+          />
+        )}
       </UseSignal>
     );
   }
@@ -125,8 +148,11 @@ interface ILaunchFormProps {
   trans: TranslationBundle;
 }
 
-/** Presets, then the groups of options; all but the first are folded. */
-export function LaunchForm({ draft, trans }: ILaunchFormProps): JSX.Element {
+/** Presets, then the groups of options; all but the first are folded. Below, always in sight: what is going on. */
+export function LaunchForm(
+  props: ILaunchFormProps & { uploading?: Uploading | null }
+): JSX.Element {
+  const { draft, uploading, trans } = props;
   const box = React.useRef<HTMLDivElement>(null);
   const drawn = draft.schema !== null;
   useKeptFocus(box);
@@ -138,7 +164,7 @@ export function LaunchForm({ draft, trans }: ILaunchFormProps): JSX.Element {
     <div ref={box} className="jp-ClearML-launchForm" tabIndex={-1}>
       {draft.schema && (
         <>
-          <Presets draft={draft} trans={trans} />
+          <PresetsBox draft={draft} trans={trans} />
           <RepositoryBox draft={draft} trans={trans} />
           {draft.groups().map((group, index) => (
             <Group
@@ -151,24 +177,27 @@ export function LaunchForm({ draft, trans }: ILaunchFormProps): JSX.Element {
           ))}
         </>
       )}
-      {draft.failure && (
-        <ErrorBox error={draft.failure.body} trans={trans}>
-          {!draft.schema && (
-            <button
-              type="button"
-              className="jp-ClearML-button"
-              onClick={() => void draft.load()}
-            >
-              {trans.__('Try Again')}
-            </button>
-          )}
-        </ErrorBox>
-      )}
-      <p role="status" className="jp-ClearML-dim jp-ClearML-launchStatus">
-        {draft.busy === 'loading' && trans.__('Asking for queues and options…')}
-        {draft.busy === 'launching' && trans.__('Launching…')}
-        {draft.busy === 'saving' && trans.__('Saving…')}
-      </p>
+      <div className="jp-ClearML-launchFooter">
+        {draft.failure && (
+          <ErrorBox error={draft.failure.body} trans={trans}>
+            {!draft.schema && (
+              <button
+                type="button"
+                className="jp-ClearML-button"
+                onClick={() => void draft.load()}
+              >
+                {trans.__('Try Again')}
+              </button>
+            )}
+          </ErrorBox>
+        )}
+        {uploading && <UploadBar uploading={uploading} trans={trans} />}
+        <p role="status" className="jp-ClearML-dim">
+          {draft.busy === 'loading' && trans.__('Asking for queues and options…')}
+          {draft.busy === 'launching' && trans.__('Launching…')}
+          {draft.busy === 'saving' && trans.__('Saving…')}
+        </p>
+      </div>
     </div>
   );
 }
@@ -231,122 +260,5 @@ function Group(
         onChange={values => draft.set(values)}
       />
     </details>
-  );
-}
-
-function Presets({ draft, trans }: ILaunchFormProps): JSX.Element {
-  const [name, setName] = React.useState<string | null>(null);
-  const names = Object.keys(draft.presets.presets).sort();
-  const save = async () => {
-    if (name?.trim() && (await draft.savePreset(name.trim()))) {
-      setName(null);
-    }
-  };
-  return (
-    <div className="jp-ClearML-presets">
-      <label className="jp-ClearML-field" htmlFor="jp-ClearML-preset">
-        <span className="jp-ClearML-label">{trans.__('Begin with')}</span>
-        <select
-          id="jp-ClearML-preset"
-          className="jp-ClearML-input"
-          value={draft.chosen}
-          onChange={event => draft.choose(event.target.value)}
-        >
-          {draft.again && (
-            <option value={AGAIN}>
-              {trans.__('The session “%1”', draft.again.name)}
-            </option>
-          )}
-          <option value={DEFAULTS}>{trans.__('Defaults')}</option>
-          {draft.presets.last && Object.keys(draft.presets.last).length > 0 && (
-            <option value={LAST_USED}>{trans.__('Last launch')}</option>
-          )}
-          {names.map(preset => (
-            <option key={preset} value={preset}>
-              {preset}
-            </option>
-          ))}
-        </select>
-      </label>
-      {name === null ? (
-        <div className="jp-ClearML-actions">
-          <button
-            type="button"
-            className="jp-ClearML-button"
-            data-action="save-preset"
-            onClick={() => setName(names.includes(draft.chosen) ? draft.chosen : '')}
-          >
-            {trans.__('Save as Preset…')}
-          </button>
-          {names.includes(draft.chosen) && (
-            <button
-              type="button"
-              className="jp-ClearML-button"
-              data-action="delete-preset"
-              onClick={() => void draft.deletePreset()}
-            >
-              {trans.__('Delete Preset')}
-            </button>
-          )}
-          {draft.presets.importable && !names.includes(IMPORTED_PRESET) && (
-            <button
-              type="button"
-              className="jp-ClearML-button"
-              data-action="import-presets"
-              title={trans.__(
-                'Take over what the clearml-session command line remembers'
-              )}
-              onClick={() => void draft.importPresets()}
-            >
-              {trans.__('Import from Command Line')}
-            </button>
-          )}
-        </div>
-      ) : (
-        <div className="jp-ClearML-actions">
-          <input
-            className="jp-ClearML-input"
-            aria-label={trans.__('Name of the preset')}
-            {...{ [OWN_ENTER]: true }}
-            placeholder={trans.__('Name of the preset')}
-            // The user has just asked for it.
-            // eslint-disable-next-line jsx-a11y/no-autofocus
-            autoFocus
-            value={name}
-            onChange={event => setName(event.target.value)}
-            onKeyDown={event => {
-              if (event.key === 'Enter') {
-                void save();
-              }
-            }}
-          />
-          <button
-            type="button"
-            className="jp-ClearML-button jp-mod-primary"
-            disabled={!name.trim()}
-            onClick={() => void save()}
-          >
-            {trans.__('Save')}
-          </button>
-          <button
-            type="button"
-            className="jp-ClearML-button"
-            onClick={() => setName(null)}
-          >
-            {trans.__('Cancel')}
-          </button>
-        </div>
-      )}
-      {draft.refusedImports && (
-        <p role="status" className="jp-ClearML-dim">
-          {importedText(draft.refusedImports, trans)}
-        </p>
-      )}
-      {(draft.presets.messages ?? []).map(message => (
-        <p key={message} className="jp-ClearML-note">
-          {message}
-        </p>
-      ))}
-    </div>
   );
 }

@@ -2,9 +2,11 @@
  * What is being typed into the launch dialog. It outlives the dialog: nothing that was typed is lost when the
  * dialog is closed, or when the server refuses the launch.
  */
+import { PromiseDelegate } from '@lumino/coreutils';
 import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 
+import { tell } from './notify';
 import { RepositoryOffer } from './repository';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
@@ -232,18 +234,25 @@ export class LaunchDraft {
       this._changed.emit();
       return null;
     }
-    this._aborter = new AbortController();
-    const { signal } = this._aborter;
+    const launching = this._api.launch(this.spec());
+    const cancelled = (this._cancelled = new PromiseDelegate<null>());
     let session: ISession | null = null;
     await this._during('launching', async () => {
-      session = await this._api.launch(this.spec(), signal);
+      session = await Promise.race([launching, cancelled.promise]);
     });
+    if (!session) {
+      // The server goes on with what it was asked for: nobody wants that session any more.
+      void launching.then(
+        unwanted => tell(() => this._api.shutdown(unwanted.id)),
+        () => null // there is none
+      );
+    }
     return session;
   }
 
   /** Give a launch up that the server has not answered yet. */
   cancel(): void {
-    this._aborter?.abort();
+    this._cancelled?.resolve(null);
   }
 
   /** The groups of options, in the order of the schema. */
@@ -325,8 +334,7 @@ export class LaunchDraft {
       return;
     }
     if (field && this.schema && field.split('.')[0] in this.schema.properties) {
-      const text = error.hint ? `${error.message} ${error.hint}` : error.message;
-      this.errors = { ...this.errors, [field]: text };
+      this.errors = { ...this.errors, [field]: error.text };
       this.refused += 1;
     } else {
       this.failure = error;
@@ -334,7 +342,7 @@ export class LaunchDraft {
   }
 
   private readonly _changed = new Signal<this, void>(this);
-  private _aborter: AbortController | null = null;
+  private _cancelled: PromiseDelegate<null> | null = null;
 }
 
 /** Check what the schema can tell by itself; the server checks again, and more. */

@@ -29,6 +29,11 @@ import { EVENT_SCHEMA_ID, isOver } from './tokens';
  */
 const POLL_INTERVAL = 30_000;
 
+const CALM = { interval: POLL_INTERVAL, backoff: false, max: POLL_INTERVAL };
+
+/** While the Jupyter server does not answer: that it is back should be seen soon. */
+const TROUBLE = { interval: 3_000, backoff: 2, max: POLL_INTERVAL };
+
 /** Milliseconds for which events may arrive after a snapshot that holds them already. */
 const LATE_EVENTS = 3_000;
 
@@ -49,11 +54,7 @@ export class SessionModel implements ISessionModel {
     this._poll = new Poll({
       name: 'jupyterlab-clearml-session:sessions',
       factory: () => this._look(),
-      frequency: {
-        interval: options.interval ?? POLL_INTERVAL,
-        backoff: 2,
-        max: 4 * POLL_INTERVAL
-      },
+      frequency: CALM,
       standby: 'when-hidden',
       auto: false
     });
@@ -214,7 +215,9 @@ export class SessionModel implements ISessionModel {
           ? new SessionError(this._status.error, 503)
           : null;
       }
+      this._poll.frequency = CALM;
     } catch (reason) {
+      this._poll.frequency = TROUBLE;
       this._error = SessionError.from(reason);
       throw reason;
     } finally {
@@ -397,7 +400,5 @@ export namespace SessionModel {
     api: SessionAPI;
     /** The server's event stream; null where there is none. */
     events: Event.Stream | null;
-    /** Milliseconds between two looks without events. */
-    interval?: number;
   }
 }

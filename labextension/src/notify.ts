@@ -9,9 +9,7 @@ export function notifyError(reason: unknown): void {
   if (error.code === 'cancelled') {
     return;
   }
-  const message = error.message.replace(/\.$/, '');
-  const text = error.hint ? `${message}. ${error.hint}` : message;
-  Notification.error(text, { autoClose: 10_000 });
+  Notification.error(error.text, { autoClose: 10_000 });
 }
 
 /** Run, and tell a failure instead of throwing it at whoever pressed a button. */

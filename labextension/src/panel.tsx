@@ -6,16 +6,18 @@ import {
   caretDownIcon,
   caretRightIcon,
   ellipsesIcon,
+  MenuSvg,
   refreshIcon
 } from '@jupyterlab/ui-components';
 import type { CommandRegistry } from '@lumino/commands';
-import { Menu } from '@lumino/widgets';
 import * as React from 'react';
 
 import { Card, ErrorBox, openMenu } from './card';
 import { CommandIDs } from './commandIds';
 import { Doors } from './doors';
+import { useFocusNearby } from './focus';
 import { sessionIcon } from './icons';
+import { NOT_LOGGED_IN } from './request';
 import { matches, phaseName } from './text';
 import type { IPhaseChange, ISession, ISessionModel } from './tokens';
 
@@ -63,9 +65,15 @@ export function Panel(props: IPanelProps): JSX.Element {
             type="button"
             className="jp-ClearML-button"
             data-action="retry"
-            onClick={() => void model.refresh()}
+            onClick={() =>
+              error.code === NOT_LOGGED_IN
+                ? window.location.reload()
+                : void model.refresh()
+            }
           >
-            {trans.__('Try Again')}
+            {error.code === NOT_LOGGED_IN
+              ? trans.__('Reload the Page')
+              : trans.__('Try Again')}
           </button>
         </ErrorBox>
       )}
@@ -89,7 +97,7 @@ function Header({ model, commands, trans }: IPanelProps): JSX.Element {
     setRefreshing(false);
   };
   const more = (event: React.MouseEvent<HTMLButtonElement>) => {
-    const menu = new Menu({ commands });
+    const menu = new MenuSvg({ commands });
     menu.addItem({ command: CommandIDs.attachById });
     menu.addItem({ command: CommandIDs.debugTask });
     menu.addItem({ type: 'separator' });
@@ -187,6 +195,8 @@ function host(url: string): string {
 function Sessions(props: IPanelProps): JSX.Element {
   const { model, commands, trans } = props;
   const [filter, setFilter] = React.useState('');
+  const list = React.useRef<HTMLDivElement>(null);
+  useFocusNearby(list, '.jp-ClearML-card');
   if (model.loading) {
     return model.error ? (
       <></>
@@ -219,7 +229,7 @@ function Sessions(props: IPanelProps): JSX.Element {
           {trans.__('Everybody')}
         </label>
       </div>
-      <div className="jp-ClearML-list">
+      <div ref={list} className="jp-ClearML-list" tabIndex={-1}>
         <Group
           {...props}
           name={trans.__('Active')}
@@ -310,6 +320,7 @@ function Group(props: IGroupProps): JSX.Element {
           sessions.map(session => (
             <Card
               key={session.id}
+              api={props.model.api}
               session={session}
               commands={commands}
               trans={trans}

@@ -3,7 +3,7 @@ import { Dialog, ReactWidget } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { BodyDialog, CopyButton, DialogBox, OWN_ENTER } from './dialog';
+import { BodyDialog, CopyButton, DialogBox, Loaded, OWN_ENTER } from './dialog';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
 import type { IForward, IListeningPort, ISession } from './tokens';
@@ -199,11 +199,18 @@ export async function forwardsDialog(
   session: ISession,
   trans: TranslationBundle
 ): Promise<void> {
-  const forwards = await api.forwards(session.id);
   const dialog = new BodyDialog({
     title: trans.__('Ports of this machine that lead to %1', session.name),
     body: ReactWidget.create(
-      <Forwards api={api} session={session} forwards={forwards} trans={trans} />
+      <Loaded
+        load={() => api.forwards(session.id)}
+        waiting={trans.__('Asking for open ports…')}
+        trans={trans}
+      >
+        {forwards => (
+          <Forwards api={api} session={session} forwards={forwards} trans={trans} />
+        )}
+      </Loaded>
     ),
     buttons: [Dialog.okButton({ label: trans.__('Done') })]
   });

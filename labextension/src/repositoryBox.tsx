@@ -47,7 +47,7 @@ export function RepositoryBox({ draft, trans }: IBoxProps): JSX.Element | null {
       </p>
       {error && (
         <p role="alert" className="jp-ClearML-fieldError">
-          {[error.message, error.hint].filter(Boolean).join(' ')}
+          {error.text}
         </p>
       )}
     </section>
@@ -77,7 +77,7 @@ function Preview(props: IBoxProps & { found: IRepository }): JSX.Element {
   const { url, branch, commit, diff } = found.clone_repo;
   return (
     <div className="jp-ClearML-preview jp-ClearML-indented">
-      <dl>
+      <dl className="jp-ClearML-facts">
         <dt>{trans.__('Repository')}</dt>
         <dd>{url}</dd>
         {branch && (

@@ -11,6 +11,7 @@ import type {
   IImportedPresets,
   IListeningPort,
   ILogLine,
+  IMetrics,
   IPresets,
   IQueue,
   IRemoteKernel,
@@ -28,6 +29,12 @@ const DEADLINE = 60_000;
 
 /** Starting the embedded default may have to start an agent first. */
 const LONG_DEADLINE = 180_000;
+
+/** An upload may take this long before the server gives it up, and then says why. */
+const UPLOAD_DEADLINE = 3_660_000;
+
+/** Code of a failure that goes away when the user logs in again. */
+export const NOT_LOGGED_IN = 'not_logged_in';
 
 /** A failure as the contract describes it, or one of the way to the server. */
 export class SessionError extends Error {
@@ -47,6 +54,13 @@ export class SessionError extends Error {
   /** What the user can do about it. */
   get hint(): string {
     return this.body.hint ?? '';
+  }
+
+  /** What happened and what to do about it, in one line. */
+  get text(): string {
+    return this.hint
+      ? `${this.message.replace(/\.$/, '')}. ${this.hint}`
+      : this.message;
   }
 
   /** The launch option or field that was refused, if it was one. */
@@ -136,9 +150,22 @@ async function answer<T>(response: Response): Promise<T> {
 }
 
 function errorBody(data: unknown, response: Response): IErrorBody {
-  const { error, message } = (data ?? {}) as { error?: unknown; message?: unknown };
-  if (error && typeof (error as IErrorBody).code === 'string') {
-    return error as IErrorBody;
+  const { error, message } = (data ?? {}) as {
+    error?: IErrorBody;
+    message?: unknown;
+  };
+  // Of its own accord the server half says 401 and 403 of ClearML only; else they are Jupyter's.
+  const typed = typeof error?.code === 'string' && !/^http_40[13]$/.test(error.code);
+  if (typed) {
+    return error;
+  }
+  const loginPage = response.ok || response.redirected;
+  if (loginPage || response.status === 401 || response.status === 403) {
+    return {
+      code: NOT_LOGGED_IN,
+      message: 'The Jupyter server does not let you in',
+      hint: 'Your login may have expired: reload the page to log in again.'
+    };
   }
   const said = typeof message === 'string' && message ? message : response.statusText;
   if (response.status === 404) {
@@ -150,11 +177,7 @@ function errorBody(data: unknown, response: Response): IErrorBody {
   }
   return {
     code: `http_${response.status}`,
-    message: said || `The Jupyter server answered ${response.status}`,
-    hint:
-      response.status === 401 || response.status === 403
-        ? 'Reload the page to log in again.'
-        : ''
+    message: said || `The Jupyter server answered ${response.status}`
   };
 }
 
@@ -239,12 +262,11 @@ export class SessionAPI {
     return this._call(sessionPath(id));
   }
 
-  launch(spec: LaunchSpec, signal?: AbortSignal): Promise<ISession> {
+  launch(spec: LaunchSpec): Promise<ISession> {
     return this._call('sessions', {
       method: 'POST',
       body: spec,
-      deadline: LONG_DEADLINE,
-      signal
+      deadline: 'upload_files' in spec ? UPLOAD_DEADLINE : LONG_DEADLINE
     });
   }
 
@@ -273,6 +295,11 @@ export class SessionAPI {
     const path = sessionPath(id, 'log');
     return (await this._call<{ lines: ILogLine[] }>(path, { query: { limit, before } }))
       .lines;
+  }
+
+  /** How busy the machine of an attached session is. */
+  metrics(id: string, signal?: AbortSignal): Promise<IMetrics> {
+    return this._call(sessionPath(id, 'metrics'), { signal });
   }
 
   async kernels(id: string): Promise<IRemoteKernel[]> {

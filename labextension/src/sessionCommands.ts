@@ -256,6 +256,19 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
         await app.commands.execute(CommandIDs.newSession, { again });
       }
     },
+    [CommandIDs.continueSession]: {
+      label: trans.__('Continue…'),
+      caption: trans.__(
+        'Start a new session with the options and the stored workspace of this one'
+      ),
+      icon: saveIcon,
+      action: 'continue',
+      run: async session => {
+        const spec = { ...(await api.spec(session.id)), continue_session: session.id };
+        const again = { name: session.name, spec };
+        await app.commands.execute(CommandIDs.newSession, { again });
+      }
+    },
     [CommandIDs.deleteSession]: {
       label: trans.__('Delete'),
       caption: trans.__('Delete the Task of this ended session from ClearML'),
@@ -285,10 +298,9 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
       label: trans.__('Open in ClearML'),
       caption: trans.__("Open the page of the session's Task in ClearML"),
       icon: launchIcon,
+      action: 'web',
       run: async session => {
-        if (session.web_url) {
-          window.open(session.web_url, '_blank', 'noopener');
-        }
+        window.open(session.web_url ?? '', '_blank', 'noopener');
       }
     }
   };

@@ -120,8 +120,15 @@ function fieldOf(id: string): string {
 
 function FieldTemplate(props: FieldTemplateProps): JSX.Element {
   const { id, label, children, schema, uiSchema, formContext, hidden } = props;
-  const { errors } = formContext as IContext;
+  const { errors, trans } = formContext as IContext;
   const field = fieldOf(id);
+  // The schema's words are for whom types a name.
+  const description =
+    field === 'queue'
+      ? trans.__(
+          '“Choose for me” takes the first queue tagged “interactive”, or else the first one allowed.'
+        )
+      : schema.description;
   const error = errors[field];
   if (hidden || field === '') {
     return <>{children}</>;
@@ -138,9 +145,9 @@ function FieldTemplate(props: FieldTemplateProps): JSX.Element {
         </Label>
       )}
       {children}
-      {schema.description && (
+      {description && (
         <p id={`${id}__description`} className="jp-ClearML-dim">
-          {schema.description}
+          {description}
         </p>
       )}
       {error && (

@@ -3,7 +3,7 @@ import { Dialog, ReactWidget } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { BodyDialog, Copyable, CopyButton, DialogBox } from './dialog';
+import { BodyDialog, Copyable, CopyButton, DialogBox, Loaded } from './dialog';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
 import type { IForward, ISession } from './tokens';
@@ -14,11 +14,16 @@ export async function sshDialog(
   session: ISession,
   trans: TranslationBundle
 ): Promise<void> {
-  const forward = await api.forward(session.id, 'ssh');
   const dialog = new BodyDialog({
     title: trans.__('SSH to %1', session.name),
     body: ReactWidget.create(
-      <Ssh api={api} session={session} forward={forward} trans={trans} />
+      <Loaded
+        load={() => api.forward(session.id, 'ssh')}
+        waiting={trans.__('Opening a port of this machine…')}
+        trans={trans}
+      >
+        {forward => <Ssh api={api} session={session} forward={forward} trans={trans} />}
+      </Loaded>
     ),
     buttons: [Dialog.okButton({ label: trans.__('Done') })]
   });

@@ -52,18 +52,22 @@ export function ago(time: string, trans: TranslationBundle, now = Date.now()): s
   if (Number.isNaN(seconds)) {
     return time;
   }
-  if (seconds < 60) {
-    return trans.__('just now');
-  }
+  return seconds < 60
+    ? trans.__('just now')
+    : trans.__('%1 ago', lasting(seconds, trans));
+}
+
+/** A time span of a minute or more in words, as exact as people say it. */
+export function lasting(seconds: number, trans: TranslationBundle): string {
   const minutes = Math.round(seconds / 60);
   if (minutes < 60) {
-    return trans._n('%1 minute ago', '%1 minutes ago', minutes);
+    return trans._n('%1 minute', '%1 minutes', minutes);
   }
   const hours = Math.round(minutes / 60);
   if (hours < 48) {
-    return trans._n('%1 hour ago', '%1 hours ago', hours);
+    return trans._n('%1 hour', '%1 hours', hours);
   }
-  return trans._n('%1 day ago', '%1 days ago', Math.round(hours / 24));
+  return trans._n('%1 day', '%1 days', Math.round(hours / 24));
 }
 
 /** ClearML leaves the zone out where it means UTC. */

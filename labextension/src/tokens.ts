@@ -146,13 +146,38 @@ export interface ILogLine {
   text: string;
 }
 
+/** How busy the machine of a session is; sizes in bytes. */
+export interface IMetrics {
+  /** Over all cores, 0 to 100. */
+  cpu_percent: number;
+  cpu_count?: number;
+  /** Empty where the machine does not tell. */
+  memory: { total?: number; used?: number };
+  disk: { total: number; used: number; free: number };
+  gpus: IGpu[];
+  /** Seconds since something last worked there. */
+  idle_s: number;
+}
+
+/** A graphics processor; a text where it does not tell a number. */
+export interface IGpu {
+  index: number;
+  name: string;
+  utilization_percent: number | string;
+  memory_used_mb: number | string;
+  memory_total_mb: number | string;
+  temperature_c: number | string;
+}
+
 /** A kernel that lives on a session; `adopted` where a local kernel is connected to it. */
 export interface IRemoteKernel {
   id: string;
   name: string;
   state: string;
-  started: string | number | null;
+  started: string | null;
   adopted: boolean;
+  /** Seconds since it last worked. */
+  idle_s?: number;
   /** What is known of its birth: the notebook that it was started for, say. */
   meta?: { notebook?: string };
 }

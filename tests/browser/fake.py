@@ -215,8 +215,15 @@ class ApiHandler(FakeHandler):
                 before = self.get_query_argument("before", None)
                 self.answer({"lines": [line for line in lines if before is None or line["time"] < before]})
             case "GET", ["kernels"]:
-                kernel = {"id": "5f2c9a11-0000-4000-8000-000000000000", "name": "python3", "state": "idle"}
+                kernel = {
+                    "id": "5f2c9a11-0000-4000-8000-000000000000",
+                    "name": "python3",
+                    "state": "idle",
+                    "idle_s": 10800,
+                }
                 self.answer({"kernels": [{**kernel, "started": None, "adopted": False}]})
+            case "GET", ["metrics"]:
+                self.answer(stage.LOAD)
             case "GET", ["spec"]:
                 self.answer(stage.launched_with().to_json())
             case "GET", ["ports"]:

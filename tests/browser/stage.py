@@ -33,6 +33,24 @@ PORTS = [
     {"port": 8888, "process": "jupyter-lab"},
     {"port": 10022, "process": ""},
 ]
+GIB = 1 << 30
+LOAD = {
+    "cpu_percent": 23.4,
+    "cpu_count": 16,
+    "memory": {"total": 64 * GIB, "used": 21 * GIB},
+    "disk": {"total": 480 * GIB, "used": 443 * GIB, "free": 37 * GIB},
+    "gpus": [
+        {
+            "index": 0,
+            "name": "NVIDIA A100-SXM4-40GB",
+            "utilization_percent": 87,
+            "memory_used_mb": 31_744,
+            "memory_total_mb": 40_960,
+            "temperature_c": 61,
+        }
+    ],
+    "idle_s": 2.0,
+}
 ME = Ref("u1", "ada")
 SOMEBODY = Ref("u2", "grace")
 LIVE = {

@@ -52,7 +52,14 @@ describe('Card', () => {
     const starting = session(1, 'starting', {
       progress: { step: 3, steps: 5, text: 'Setting up', last_line: 'pip install' }
     });
-    render(<Card session={starting} commands={new CommandRegistry()} trans={trans} />);
+    render(
+      <Card
+        api={fakeAPI({})}
+        session={starting}
+        commands={new CommandRegistry()}
+        trans={trans}
+      />
+    );
     const card = screen.getByRole('article', { name: 'Session session 1: Starting' });
     expect(card.dataset.phase).toBe('starting');
     const bar = within(card).getByRole('progressbar');
@@ -65,6 +72,7 @@ describe('Card', () => {
     const noted: string[] = [];
     render(
       <Card
+        api={fakeAPI({})}
         session={session(1, 'ready')}
         commands={commandsThatNote(noted)}
         trans={trans}
@@ -99,7 +107,14 @@ describe('Card', () => {
         host_key: 'unverified'
       }
     });
-    render(<Card session={running} commands={new CommandRegistry()} trans={trans} />);
+    render(
+      <Card
+        api={fakeAPI({})}
+        session={running}
+        commands={new CommandRegistry()}
+        trans={trans}
+      />
+    );
     const badge = screen.getByText('not verified');
     expect(badge.dataset.kind).toBe('warn');
     expect(badge.title).toContain('prove nothing');

@@ -7,13 +7,18 @@ import {
   screen
 } from '@testing-library/react';
 import { Clipboard, Dialog } from '@jupyterlab/apputils';
+import { nullTranslator } from '@jupyterlab/translation';
+import { PromiseDelegate } from '@lumino/coreutils';
 import * as React from 'react';
 
+import { attachDialog } from '../attachDialog';
 import { BodyDialog } from '../dialog';
+import { kernelsDialog } from '../kernelsDialog';
+import { Launcher } from '../launchDialog';
 import { Forwards, parsePort, portDialog } from '../portDialogs';
 import { SessionError } from '../request';
 import { sshDialog } from '../sshDialog';
-import { fakeAPI, id, session, settle, trans } from './parts';
+import { fakeAPI, id, session, settle, startedModel, trans } from './parts';
 
 // jsdom knows <dialog>, but cannot open one: all in it counts as hidden.
 configure({ defaultHidden: true });
@@ -184,6 +189,98 @@ describe('sshDialog', () => {
     expect(screen.getByText('Copied')).toBeTruthy();
     await click('Done');
     await done;
+  });
+});
+
+describe('kernelsDialog', () => {
+  const kernel = { id: id(7), name: 'python3', state: 'idle', idle_s: 7200 };
+
+  it('is there before the answer, tells a failure, and asks again', async () => {
+    const first = new PromiseDelegate<never>();
+    const kernels = jest
+      .fn()
+      .mockReturnValueOnce(first.promise)
+      .mockResolvedValue([kernel]);
+    const done = kernelsDialog(fakeAPI({ kernels }), READY, trans);
+    await act(settle);
+    expect(screen.getByText('Asking the machine…')).toBeTruthy();
+    first.reject(new Error('The connection is down'));
+    await act(settle);
+    expect(screen.getByRole('alert').textContent).toBe('The connection is down');
+    await click('Try Again');
+    expect(screen.getAllByRole('row')[1].textContent).toContain('idle for 2 hours');
+    await click('Close');
+    await expect(done).resolves.toBeNull();
+  });
+});
+
+describe('attachDialog', () => {
+  const address = `https://app.example.org/projects/*/experiments/${id(5)}/output`;
+
+  async function opened(attach: jest.Mock) {
+    const done = attachDialog(attach, trans);
+    await act(settle);
+    const accept = screen.getByRole<HTMLButtonElement>('button', { name: 'Attach' });
+    return {
+      done,
+      accept,
+      input: field('Id of the session, or its address in ClearML')
+    };
+  }
+
+  it('takes an address, and nothing that holds no id', async () => {
+    const attach = jest.fn().mockResolvedValue(session(5, 'connecting'));
+    const { done, accept, input } = await opened(attach);
+    fireEvent.change(input, { target: { value: 'nonsense' } });
+    await act(settle);
+    expect(accept.disabled).toBe(true);
+    fireEvent.change(input, { target: { value: address } });
+    await act(settle);
+    accept.click();
+    expect((await done)?.id).toBe(id(5));
+    expect(attach).toHaveBeenCalledWith(id(5));
+  });
+
+  it('stays with what was typed where that does not work', async () => {
+    const unknown = new SessionError(
+      { code: 'unknown_session', message: 'No such session', hint: 'Look again' },
+      404
+    );
+    const { done, accept, input } = await opened(jest.fn().mockRejectedValue(unknown));
+    fireEvent.change(input, { target: { value: id(5) } });
+    accept.click();
+    await act(settle);
+    expect(screen.getByRole('alert').textContent).toBe('No such session. Look again');
+    expect(input.value).toBe(id(5));
+    fireEvent.change(input, { target: { value: id(6) } });
+    await act(settle);
+    expect(screen.getByRole('alert').textContent).toBe('');
+    await click('Cancel');
+    await expect(done).resolves.toBeNull();
+  });
+});
+
+describe('an upload', () => {
+  const uploading = session(2, 'created', {
+    progress: { step: 1, steps: 5, text: 'Uploading', last_line: '', fraction: 0.4 }
+  });
+
+  it('is shown in the launch dialog, which ends it when it is cancelled', async () => {
+    const api = fakeAPI({
+      launch: jest.fn(() => new Promise(() => undefined)),
+      shutdown: jest.fn().mockResolvedValue(uploading)
+    });
+    const model = await startedModel(api);
+    const launcher = new Launcher(model, nullTranslator);
+    const done = launcher.launch();
+    await act(settle);
+    await click('Launch');
+    act(() => model.put(uploading));
+    const bar = screen.getByRole('progressbar', { name: 'Uploading' });
+    expect(bar.getAttribute('aria-valuenow')).toBe('40');
+    await click('Cancel');
+    await expect(done).resolves.toBeNull();
+    expect(api.shutdown).toHaveBeenCalledWith(uploading.id);
   });
 });
 

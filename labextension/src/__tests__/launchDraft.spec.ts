@@ -1,8 +1,10 @@
+import { PromiseDelegate } from '@lumino/coreutils';
+
 import { AGAIN, DEFAULTS, LAST_USED, LaunchDraft, validate } from '../launchDraft';
 import type { ILaunchRequest } from '../launchDraft';
 import { RepositoryOffer } from '../repository';
 import { SessionError } from '../request';
-import type { IRepository } from '../tokens';
+import type { IRepository, ISession } from '../tokens';
 import { SCHEMA, fakeAPI, id, session, settle } from './parts';
 
 async function loaded(calls: Parameters<typeof fakeAPI>[0] = {}) {
@@ -103,18 +105,11 @@ describe('LaunchDraft', () => {
     expect(draft.values.queue).toBe('gpu');
   });
 
-  it('can be cancelled while launching', async () => {
-    const { draft } = await loaded({
-      launch: jest
-        .fn()
-        .mockImplementation(
-          (_, signal: AbortSignal) =>
-            new Promise((_resolve, reject) =>
-              signal.addEventListener('abort', () =>
-                reject(new SessionError({ code: 'cancelled', message: 'Cancelled' }, 0))
-              )
-            )
-        )
+  it('can be cancelled while launching, and leaves no session behind', async () => {
+    const made = new PromiseDelegate<ISession>();
+    const { draft, api } = await loaded({
+      launch: jest.fn().mockReturnValue(made.promise),
+      shutdown: jest.fn().mockResolvedValue(session(1, 'stopping'))
     });
     const launch = draft.launch();
     expect(draft.busy).toBe('launching');
@@ -122,6 +117,10 @@ describe('LaunchDraft', () => {
     await expect(launch).resolves.toBeNull();
     expect(draft.failure).toBeNull();
     expect(draft.busy).toBeNull();
+    expect(api.shutdown).not.toHaveBeenCalled();
+    made.resolve(session(1, 'queued'));
+    await settle();
+    expect(api.shutdown).toHaveBeenCalledWith(id(1));
   });
 
   it('keeps what was typed when the dialog is opened again', async () => {

@@ -1,6 +1,6 @@
 import { ServerConnection } from '@jupyterlab/services';
 
-import { SessionAPI, SessionError, requestAPI } from '../request';
+import { NOT_LOGGED_IN, SessionAPI, SessionError, requestAPI } from '../request';
 import { id } from './parts';
 
 /** A request that keeps what it was made of: Node's own refuses the abort signals of jsdom. */
@@ -84,11 +84,31 @@ describe('requestAPI', () => {
   });
 
   it("takes Jupyter's own message where there is no error body", async () => {
-    const { settings } = settingsThatAnswer(() => json({ message: 'Forbidden' }, 403));
+    const { settings } = settingsThatAnswer(() => json({ message: 'Too much' }, 413));
     const error = await failure(requestAPI('status', {}, settings));
-    expect(error.code).toBe('http_403');
-    expect(error.message).toBe('Forbidden');
-    expect(error.hint).toContain('log in');
+    expect(error.code).toBe('http_413');
+    expect(error.text).toBe('Too much');
+  });
+
+  it.each([
+    ["Jupyter's own refusal", () => json({ message: 'Forbidden' }, 403)],
+    [
+      'the same as the server half words it',
+      () => json({ error: { code: 'http_403', message: 'Forbidden' } }, 403)
+    ],
+    ['a page for an answer', () => new Response('<html>Log in</html>')]
+  ])('takes %s for a login that has expired', async (_, answer) => {
+    const { settings } = settingsThatAnswer(answer);
+    const error = await failure(requestAPI('status', {}, settings));
+    expect(error.code).toBe(NOT_LOGGED_IN);
+    expect(error.hint).toContain('log in again');
+  });
+
+  it('leaves what ClearML forbids as it is', async () => {
+    const refused = { error: { code: 'forbidden', message: 'Not your project' } };
+    const { settings } = settingsThatAnswer(() => json(refused, 403));
+    const error = await failure(requestAPI('sessions', {}, settings));
+    expect(error.text).toBe('Not your project');
   });
 
   it('says that the server half is missing', async () => {
@@ -98,11 +118,6 @@ describe('requestAPI', () => {
     const error = await failure(requestAPI('status', {}, settings));
     expect(error.code).toBe('no_server_half');
     expect(error.hint).toContain('jupyter server extension list');
-  });
-
-  it('does not take a page for an answer', async () => {
-    const { settings } = settingsThatAnswer(() => new Response('<html>Log in</html>'));
-    expect((await failure(requestAPI('status', {}, settings))).code).toBe('http_200');
   });
 
   it('accepts an empty answer', async () => {
