@@ -35,9 +35,10 @@ export function isLive(session: ISession): boolean {
 
 /** True where pages of the session answer, or will as soon as the connection is back. */
 export function isReachable(session: ISession): boolean {
-  return (
-    session.phase === 'ready' || (session.phase === 'reconnecting' && session.attached)
-  );
+  const { phase, attached, kernelspecs } = session;
+  // Its kernels are known: it has been ready before, and is connected anew.
+  const again = phase === 'connecting' && kernelspecs.length > 0;
+  return phase === 'ready' || (attached && (phase === 'reconnecting' || again));
 }
 
 /** Whether an action makes sense for a session as it is now. */

@@ -163,7 +163,7 @@ function Actions(props: ICardProps): JSX.Element | null {
     ...(session.phase === 'reconnecting' || session.phase === 'failed'
       ? [CommandIDs.reconnect]
       : []),
-    ...(WITH_LOG.has(session.phase) ? [CommandIDs.log] : []),
+    ...(WITH_LOG.has(session.phase) && !isReachable(session) ? [CommandIDs.log] : []),
     CommandIDs.again,
     CommandIDs.continueSession,
     CommandIDs.dismiss,

@@ -108,7 +108,7 @@ function Header({ model, commands, trans }: IPanelProps): JSX.Element {
     openMenu(menu, event.currentTarget);
   };
   return (
-    <header className="jp-ClearML-header">
+    <div className="jp-ClearML-header">
       <div className="jp-ClearML-title">
         <h2>{trans.__('ClearML')}</h2>
         {configured && <Where model={model} trans={trans} />}
@@ -152,7 +152,7 @@ function Header({ model, commands, trans }: IPanelProps): JSX.Element {
           <ellipsesIcon.react tag="span" className="jp-ClearML-icon" />
         </button>
       </div>
-    </header>
+    </div>
   );
 }
 

@@ -106,7 +106,7 @@ function Preview(props: IBoxProps & { found: IRepository }): JSX.Element {
       {found.files.length > 0 && (
         <details>
           <summary>{trans.__('Show the changes')}</summary>
-          <ul className="jp-ClearML-files">
+          <ul className="jp-ClearML-fileList">
             {found.files.map(file => (
               <li key={file}>{file}</li>
             ))}
@@ -123,7 +123,7 @@ function Preview(props: IBoxProps & { found: IRepository }): JSX.Element {
               found.left_out.length
             )}
           </p>
-          <ul className="jp-ClearML-files">
+          <ul className="jp-ClearML-fileList">
             {found.left_out.map(({ path, reason }) => (
               <li key={path}>
                 <code>{path}</code>: {reason}

@@ -46,6 +46,7 @@ NOTEBOOK = {
 def main(folder: Path) -> None:
     """Take all pictures into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
+    expect.set_options(timeout=60_000)  # a picture may wait: nothing is tested here
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(playwright), args=ARGUMENTS)
         with_the_fake(browser, Path(temporary, "fake"), folder)
@@ -77,6 +78,10 @@ def with_the_fake(browser: Browser, temporary: Path, folder: Path) -> None:
         lab.open_document("fine-tuning.ipynb")
         expect(lab.page.locator("#jp-main-statusbar")).to_contain_text("| Idle")
         lab.page.screenshot(path=folder / f"panel-{theme.lower()}.png")
+        card = lab.card(scenery.task_id(1))
+        card.get_by_text("Details").click()
+        expect(card.get_by_role("meter", name="GPU 0")).to_be_visible()
+        card.screenshot(path=folder / f"details-{theme.lower()}.png")
         lab.page.close()
 
         stage.reset()
@@ -105,6 +110,7 @@ def with_the_fake(browser: Browser, temporary: Path, folder: Path) -> None:
     stage.reset()
     stage.status("unconfigured")
     lab = new_page(browser, server).open()
+    lab.page.set_viewport_size({"width": SIZE[0], "height": 560})
     lab.widen()
     lab.panel.screenshot(path=folder / "doors.png")
     server.stop()

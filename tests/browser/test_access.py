@@ -91,12 +91,12 @@ def test_nothing_stands_against_the_panel_and_its_dialogs(lab: LabPage, stage: S
     assert complaints(lab.dialog) == []
 
 
-def test_nothing_stands_against_the_doors(lab: LabPage, stage: Stage) -> None:
+def test_nothing_stands_against_the_doors(tidy_lab: LabPage, stage: Stage) -> None:
     stage.status("unconfigured")
-    lab.open()
-    lab.panel.get_by_text("Or type the values").click()
-    expect(lab.panel.get_by_label("Secret key")).to_be_visible()
-    assert complaints(lab.panel) == []
+    tidy_lab.refresh()
+    tidy_lab.panel.get_by_text("Or type the values").click()
+    expect(tidy_lab.panel.get_by_label("Secret key")).to_be_visible()
+    assert complaints(tidy_lab.panel) == []
 
 
 # -- narrow places -----------------------------------------------------------------------------------------
@@ -171,26 +171,25 @@ def test_enter_in_a_text_of_several_lines_is_a_new_line(tidy_lab: LabPage, stage
     packages.fill("")
 
 
-def test_with_the_keyboard_alone(lab: LabPage, stage: Stage) -> None:
+def test_with_the_keyboard_alone(tidy_lab: LabPage, stage: Stage) -> None:
     session = stage.put(1, Phase.READY)
-    lab.open()
-    keyboard = lab.page.keyboard
-    lab.panel.get_by_role("button", name="New Session").focus()
+    keyboard = tidy_lab.page.keyboard
+    tidy_lab.panel.get_by_role("button", name="New Session").focus()
     keyboard.press("Enter")
-    expect(lab.dialog.get_by_label("Queue")).to_be_focused()
+    expect(tidy_lab.dialog.get_by_label("Queue")).to_be_focused()
     keyboard.press("Tab")
     keyboard.type("Typed")
     keyboard.press("Enter")
-    expect(lab.panel.get_by_role("article", name=re.compile("Typed"))).to_be_visible()
+    expect(tidy_lab.panel.get_by_role("article", name=re.compile("Typed"))).to_be_visible()
 
-    card = lab.card(session["id"])
+    card = tidy_lab.card(session["id"])
     more = card.get_by_role("button", name="More")
     more.focus()
     keyboard.press("Enter")
-    expect(lab.page.get_by_role("menuitem", name="Log")).to_be_visible()
+    expect(tidy_lab.page.get_by_role("menuitem", name="Log")).to_be_visible()
     keyboard.press("Escape")
     expect(more).to_be_focused()
     keyboard.press("Tab")
-    expect(lab.command(card, "open-jupyter")).to_be_focused()
+    expect(tidy_lab.command(card, "open-jupyter")).to_be_focused()
     keyboard.press("Enter")
-    expect(lab.frame().locator("h1")).to_be_visible()
+    expect(tidy_lab.frame().locator("h1")).to_be_visible()

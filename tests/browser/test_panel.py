@@ -163,6 +163,32 @@ def test_pages_open_once_and_in_a_browser_tab(tidy_lab: LabPage, stage: Stage) -
     opened.value.close()
 
 
+def test_files_fill_their_tab(tidy_lab: LabPage, stage: Stage) -> None:
+    model = {
+        "name": "",
+        "path": "",
+        "type": "directory",
+        "format": "json",
+        "mimetype": None,
+        "writable": True,
+    }
+    dates = {"created": "2026-11-22T10:00:00Z", "last_modified": "2026-11-22T10:00:00Z"}
+    file = {**model, **dates, "name": "over-there.txt", "path": "over-there.txt", "type": "file", "size": 3}
+    tidy_lab.page.route(
+        re.compile(r"/jupyter/api/contents"),
+        lambda route: route.fulfill(json={**model, **dates, "content": [{**file, "content": None}]}),
+    )
+    session = stage.put(1, Phase.READY)
+    tidy_lab.command(tidy_lab.card(session["id"]), "open-files").click()
+    files = tidy_lab.page.locator(".jp-ClearML-files")
+    expect(files.locator(".jp-DirListing-item", has_text="over-there.txt")).to_be_visible()
+    tab, area = files.bounding_box(), files.locator("xpath=..").bounding_box()
+    assert tab is not None
+    assert area is not None
+    assert (tab["width"], tab["height"]) == pytest.approx((area["width"], area["height"]), abs=4)
+    tidy_lab.page.unroute_all()
+
+
 def test_log(tidy_lab: LabPage, stage: Stage) -> None:
     session = stage.put(1, Phase.STARTING)
     tidy_lab.command(tidy_lab.card(session["id"]), "show-log").click()
@@ -214,45 +240,45 @@ def test_clean_up_lists_what_it_would_delete(tidy_lab: LabPage, stage: Stage) ->
     assert stage.calls("DELETE", f"sessions/{kept['id']}") == []
 
 
-def test_the_doors(lab: LabPage, stage: Stage, request: pytest.FixtureRequest) -> None:
+def test_the_doors(tidy_lab: LabPage, stage: Stage, request: pytest.FixtureRequest) -> None:
     stage.status("unconfigured")
-    lab.open().widen()
-    screenshot(lab.page, request, "doors")
-    expect(lab.panel.get_by_role("button", name="New Session")).to_be_disabled()
-    lab.panel.get_by_label("Paste what ClearML shows").fill(
+    tidy_lab.refresh()
+    screenshot(tidy_lab.page, request, "doors")
+    expect(tidy_lab.panel.get_by_role("button", name="New Session")).to_be_disabled()
+    tidy_lab.panel.get_by_label("Paste what ClearML shows").fill(
         "api {\n  api_server: https://api.clearml.example.org\n  credentials {\n"
         '    "access_key" = "KEY"\n    "secret_key" = "SECRET"\n  }\n}'
     )
-    expect(lab.panel.get_by_text("3 values found")).to_be_visible()
-    expect(lab.panel.get_by_label("Access key")).to_have_value("KEY")
-    lab.panel.get_by_role("button", name="Connect", exact=True).click()
-    expect(lab.panel.get_by_text("No session runs at the moment.")).to_be_visible()
+    expect(tidy_lab.panel.get_by_text("3 values found")).to_be_visible()
+    expect(tidy_lab.panel.get_by_label("Access key")).to_have_value("KEY")
+    tidy_lab.panel.get_by_role("button", name="Connect", exact=True).click()
+    expect(tidy_lab.panel.get_by_text("No session runs at the moment.")).to_be_visible()
     assert stage.calls("POST", "configure")[0]["secret_key"] == "SECRET"
 
 
-def test_bad_credentials_keep_what_was_typed(lab: LabPage, stage: Stage) -> None:
+def test_bad_credentials_keep_what_was_typed(tidy_lab: LabPage, stage: Stage) -> None:
     stage.status("unconfigured")
     stage.fail(**{"POST configure": BadCredentials("The server does not know this access key")})
-    lab.open()
+    tidy_lab.refresh()
     # Where a value is missing, the fields come into sight.
-    lab.panel.get_by_role("button", name="Connect", exact=True).click()
-    expect(lab.panel.get_by_label("API server")).to_be_focused()
+    tidy_lab.panel.get_by_role("button", name="Connect", exact=True).click()
+    expect(tidy_lab.panel.get_by_label("API server")).to_be_focused()
     for label, value in (("API server", "https://a.example"), ("Access key", "K"), ("Secret key", "S")):
-        lab.panel.get_by_label(label).fill(value)
-    lab.panel.get_by_label("Secret key").press("Enter")
-    expect(lab.panel.get_by_role("alert")).to_contain_text("does not know this access key")
-    expect(lab.panel.get_by_role("alert")).to_contain_text("Create new credentials")
-    expect(lab.panel.get_by_label("Secret key")).to_have_value("S")
+        tidy_lab.panel.get_by_label(label).fill(value)
+    tidy_lab.panel.get_by_label("Secret key").press("Enter")
+    expect(tidy_lab.panel.get_by_role("alert")).to_contain_text("does not know this access key")
+    expect(tidy_lab.panel.get_by_role("alert")).to_contain_text("Create new credentials")
+    expect(tidy_lab.panel.get_by_label("Secret key")).to_have_value("S")
 
 
-def test_try_it_on_this_machine(lab: LabPage, stage: Stage) -> None:
+def test_try_it_on_this_machine(tidy_lab: LabPage, stage: Stage) -> None:
     stage.status("unconfigured")
     stage.delay(**{"POST configure": 1.0})
-    lab.open()
-    lab.panel.get_by_role("button", name="Try It on This Machine").click()
-    expect(lab.panel.get_by_role("button", name="Starting…")).to_be_disabled()
-    expect(lab.panel.get_by_role("button", name="Cancel")).to_be_visible()
-    expect(lab.panel.locator(".jp-ClearML-where")).to_contain_text("this machine")
+    tidy_lab.refresh()
+    tidy_lab.panel.get_by_role("button", name="Try It on This Machine").click()
+    expect(tidy_lab.panel.get_by_role("button", name="Starting…")).to_be_disabled()
+    expect(tidy_lab.panel.get_by_role("button", name="Cancel")).to_be_visible()
+    expect(tidy_lab.panel.locator(".jp-ClearML-where")).to_contain_text("this machine")
     assert stage.calls("POST", "configure") == [{"mode": "local"}]
 
 
@@ -310,20 +336,19 @@ def test_a_launch_from_the_launcher_tile(lab: LabPage, stage: Stage, request: py
     ]
 
 
-def test_every_option_has_a_labelled_control(lab: LabPage, stage: Stage) -> None:
-    lab.open()
-    lab.panel.get_by_role("button", name="New Session").click()
+def test_every_option_has_a_labelled_control(tidy_lab: LabPage, stage: Stage) -> None:
+    tidy_lab.panel.get_by_role("button", name="New Session").click()
     for group in ("environment", "workspace", "network", "advanced"):
-        summary = lab.dialog.locator(f"[data-group='{group}'] > summary")
-        expect(lab.dialog.locator(f"[data-group='{group}'] .jp-ClearML-field").first).to_be_hidden()
+        summary = tidy_lab.dialog.locator(f"[data-group='{group}'] > summary")
+        expect(tidy_lab.dialog.locator(f"[data-group='{group}'] .jp-ClearML-field").first).to_be_hidden()
         summary.click()
-    unlabelled = lab.dialog.evaluate(
+    unlabelled = tidy_lab.dialog.evaluate(
         """dialog => [...dialog.querySelectorAll('[data-field] :is(input, textarea, select)')]
             .filter(control => control.labels.length === 0 && !control.closest('fieldset'))
             .map(control => control.id)"""
     )
     assert unlabelled == []
-    assert lab.dialog.locator("[data-field]").count() >= 30
+    assert tidy_lab.dialog.locator("[data-field]").count() >= 30
 
 
 def test_a_complaint_stands_at_its_field_and_nothing_typed_is_lost(lab: LabPage, stage: Stage) -> None:
@@ -365,29 +390,27 @@ def test_presets_are_chosen_saved_and_deleted(lab: LabPage, stage: Stage) -> Non
     expect(lab.dialog.get_by_label("Queue")).to_have_value("a100")
 
 
-def test_a_task_is_found_and_debugged(lab: LabPage, stage: Stage) -> None:
-    lab.open()
-    lab.panel.get_by_role("button", name="Debug a Task…").click()
-    expect(lab.dialog.get_by_role("radio")).to_have_count(3)
-    lab.dialog.get_by_role("searchbox").fill("train")
-    expect(lab.dialog.get_by_role("radio")).to_have_count(2)
-    lab.dialog.get_by_label("train vit").check()
-    lab.dialog.get_by_role("button", name="Continue").click()
-    expect(lab.dialog.get_by_label("Debug a Task")).to_have_value(scenery.task_id(201))
-    lab.dialog.get_by_role("button", name="Launch").click()
-    expect(lab.dialog).to_be_hidden()
+def test_a_task_is_found_and_debugged(tidy_lab: LabPage, stage: Stage) -> None:
+    tidy_lab.panel.get_by_role("button", name="Debug a Task…").click()
+    expect(tidy_lab.dialog.get_by_role("radio")).to_have_count(3)
+    tidy_lab.dialog.get_by_role("searchbox").fill("train")
+    expect(tidy_lab.dialog.get_by_role("radio")).to_have_count(2)
+    tidy_lab.dialog.get_by_label("train vit").check()
+    tidy_lab.dialog.get_by_role("button", name="Continue").click()
+    expect(tidy_lab.dialog.get_by_label("Debug a Task")).to_have_value(scenery.task_id(201))
+    tidy_lab.dialog.get_by_role("button", name="Launch").click()
+    expect(tidy_lab.dialog).to_be_hidden()
     assert stage.calls("POST", "sessions") == [{"debugging_session": scenery.task_id(201)}]
 
 
 # -- the palette -------------------------------------------------------------------------------------------
 
 
-def test_the_palette_has_the_commands(lab: LabPage, stage: Stage) -> None:
+def test_the_palette_has_the_commands(tidy_lab: LabPage, stage: Stage) -> None:
     stage.put(1, Phase.READY)
-    lab.open(panel=False)
-    lab.page.keyboard.press("Control+Shift+C")
-    lab.page.keyboard.type("clearml")
-    palette = lab.page.locator(".lm-CommandPalette")
+    tidy_lab.page.keyboard.press("Control+Shift+C")
+    tidy_lab.page.keyboard.type("clearml")
+    palette = tidy_lab.page.locator(".lm-CommandPalette")
     for label in (
         "New ClearML Session…",
         "Attach to a ClearML Session by Id…",
@@ -395,5 +418,8 @@ def test_the_palette_has_the_commands(lab: LabPage, stage: Stage) -> None:
         "Clean Up Ended ClearML Sessions…",
         "ClearML Session: Open JupyterLab",
         "ClearML Session: Terminal",
+        "ClearML Session: Detach",
     ):
-        expect(palette.locator(".lm-CommandPalette-itemLabel").filter(has_text=label)).to_be_visible()
+        whole = re.compile(f"^{re.escape(label)}$")
+        expect(palette.locator(".lm-CommandPalette-itemLabel").filter(has_text=whole)).to_be_visible()
+    tidy_lab.page.keyboard.press("Escape")

@@ -127,18 +127,19 @@ def test_a_session_by_an_id_that_nobody_knows(tidy_lab: LabPage, stage: Stage) -
     expect(typed).to_have_value("f" * 32)
 
 
-def test_an_upload_shows_how_far_it_is_and_is_ended_by_cancel(tidy_lab: LabPage, stage: Stage) -> None:
+def test_an_upload_shows_how_far_it_is_and_is_ended_by_cancel(lab: LabPage, stage: Stage) -> None:
     stage.delay(**{"POST sessions": 5.0})
-    tidy_lab.panel.get_by_role("button", name="New Session").click()
-    tidy_lab.dialog.locator("[data-group='workspace'] > summary").click()
-    tidy_lab.dialog.get_by_label("Upload").fill("~/data")
-    tidy_lab.dialog.get_by_role("button", name="Launch").click()
-    expect(tidy_lab.dialog.get_by_text("Launching…")).to_be_visible()
+    lab.open()
+    lab.panel.get_by_role("button", name="New Session").click()
+    lab.dialog.locator("[data-group='workspace'] > summary").click()
+    lab.dialog.get_by_label("Upload").fill("~/data")
+    lab.dialog.get_by_role("button", name="Launch").click()
+    expect(lab.dialog.get_by_text("Launching…")).to_be_visible()
     progress = {"step": 1, "steps": 5, "text": "Uploading files", "last_line": "", "fraction": 0.62}
     session = stage.put(1, Phase.CREATED, progress=progress)
-    bar = tidy_lab.dialog.get_by_role("progressbar", name="Uploading files")
+    bar = lab.dialog.get_by_role("progressbar", name="Uploading files")
     expect(bar).to_have_attribute("aria-valuenow", "62")
-    expect(tidy_lab.dialog.get_by_text("Uploading files: 62%")).to_be_visible()
-    tidy_lab.dialog.get_by_role("button", name="Cancel").click()
-    expect(tidy_lab.card(session["id"])).to_have_attribute("data-phase", "stopping")
+    expect(lab.dialog.get_by_text("Uploading files: 62%")).to_be_visible()
+    lab.dialog.get_by_role("button", name="Cancel").click()
+    expect(lab.card(session["id"])).to_have_attribute("data-phase", "stopping")
     assert len(stage.calls("DELETE", f"sessions/{session['id']}")) == 1

@@ -46,6 +46,20 @@ describe('what can be done', () => {
     expect(found.join(' ')).toBe(actions);
   });
 
+  it('offers all of it while a session that was ready is connected anew', () => {
+    const endpoints = { jupyter: 'p/' };
+    const first = session(1, 'connecting', { attached: true, endpoints });
+    const again = { ...first, kernelspecs: ['clearml-00000001-python3'] };
+    expect([can(first, 'terminal'), can(again, 'terminal')]).toEqual([false, true]);
+  });
+
+  it('continues an ended session that has stored its workspace', () => {
+    const spec = { store_workspace: '~/work' };
+    expect(can(session(1, 'ended', { spec }), 'continue')).toBe(true);
+    expect(can(session(1, 'ended'), 'continue')).toBe(false);
+    expect(can(session(1, 'ready', { spec }), 'continue')).toBe(false);
+  });
+
   it('opens the JupyterLab of a running session that is not attached yet', () => {
     const running = session(1, 'services_up', { endpoints: { jupyter: 'p/' } });
     expect(can(running, 'jupyter')).toBe(true);
