@@ -6,31 +6,22 @@ import { PromiseDelegate } from '@lumino/coreutils';
 import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 
+import type { FieldErrors } from './launchValues';
+import {
+  empty,
+  known,
+  prune,
+  same,
+  sameRepository,
+  validate,
+  withoutOnce
+} from './launchValues';
 import { tell } from './notify';
 import { RepositoryOffer } from './repository';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
-import type {
-  IPresets,
-  IQueue,
-  ISession,
-  ISpecProperty,
-  ISpecSchema,
-  LaunchSpec,
-  SpecValue
-} from './tokens';
+import type { IPresets, IQueue, ISession, ISpecSchema, LaunchSpec } from './tokens';
 import { IMPORTED_PRESET } from './tokens';
-
-/** Options that belong to one launch: not taken over from the last one. */
-const ONCE = new Set([
-  'name',
-  'password',
-  'debugging_session',
-  'base_task_id',
-  'continue_session',
-  'upload_files',
-  'clone_repo'
-]);
 
 /** Values of the preset menu that are not names of presets. */
 export const LAST_USED = ':last';
@@ -51,9 +42,6 @@ export interface ILaunchRequest {
   /** That repository is asked for: take it at once, or say why not. */
   withRepository?: boolean;
 }
-
-/** Messages by option; nested ones as `clone_repo.url`. */
-export type FieldErrors = { [option: string]: string };
 
 /** The options, what the server offers for them, and what is wrong with them. */
 export class LaunchDraft {
@@ -93,29 +81,23 @@ export class LaunchDraft {
 
   /** Ask for what the dialog is drawn from; what was typed stays. */
   async load(request: ILaunchRequest = {}): Promise<void> {
-    const first = this.schema === null;
     this.again = request.again ?? this.again;
     this.refusedImports = null;
     if (request.spec?.debugging_session) {
       this.takeRepository(false); // it has the repository of its Task
     }
     const looking = this._offer(request);
-    await this._during('loading', async () => {
-      const [schema, queues, presets] = await Promise.all([
-        this._api.schema(),
-        this._api.queues(),
-        this._api.presets()
-      ]);
-      this.schema = schema;
-      this.queues = queues;
-      this.presets = presets;
-      if (request.again) {
-        this.choose(AGAIN);
-      } else if (first) {
-        this.choose(this._first());
-      }
-      this.set(request.spec ?? {});
-    });
+    if (this.schema) {
+      // What is known will do: it can be launched at once, and what has changed comes when it comes.
+      this._begin(request, false);
+      await this._ask().catch(reason => this._fail(SessionError.from(reason)));
+      this._changed.emit();
+    } else {
+      await this._during('loading', async () => {
+        await this._ask();
+        this._begin(request, true);
+      });
+    }
     await looking;
   }
 
@@ -268,6 +250,26 @@ export class LaunchDraft {
     return { type: 'object', properties: Object.fromEntries(properties) };
   }
 
+  private async _ask(): Promise<void> {
+    const [schema, queues, presets] = await Promise.all([
+      this._api.schema(),
+      this._api.queues(),
+      this._api.presets()
+    ]);
+    this.schema = schema;
+    this.queues = queues;
+    this.presets = presets;
+  }
+
+  private _begin(request: ILaunchRequest, first: boolean): void {
+    if (request.again) {
+      this.choose(AGAIN);
+    } else if (first) {
+      this.choose(this._first());
+    }
+    this.set(request.spec ?? {});
+  }
+
   /** Look at the repository of the folder that is meant; one that was taken is kept, as it is now. */
   private async _offer(request: ILaunchRequest): Promise<void> {
     const kept = this.repositoryTaken && !request.withRepository;
@@ -343,104 +345,4 @@ export class LaunchDraft {
 
   private readonly _changed = new Signal<this, void>(this);
   private _cancelled: PromiseDelegate<null> | null = null;
-}
-
-/** Check what the schema can tell by itself; the server checks again, and more. */
-export function validate(schema: ISpecSchema, values: LaunchSpec): FieldErrors {
-  const errors: FieldErrors = {};
-  for (const [option, property] of Object.entries(schema.properties)) {
-    const message = check(property, values[option]);
-    if (message) {
-      errors[option] = message;
-    }
-  }
-  return errors;
-}
-
-function check(property: ISpecProperty, value: SpecValue | undefined): string | null {
-  if (typeof value === 'string' && value !== '') {
-    if (property.minLength !== undefined && value.length < property.minLength) {
-      return `At least ${property.minLength} characters`;
-    }
-    if (property.maxLength !== undefined && value.length > property.maxLength) {
-      return `At most ${property.maxLength} characters`;
-    }
-    if (property.pattern !== undefined && !new RegExp(property.pattern).test(value)) {
-      return property.pattern.includes('{32}')
-        ? 'Not an id: 32 characters, 0 to 9 and a to f'
-        : 'Not in the right form';
-    }
-  }
-  if (typeof value === 'number') {
-    if (property.minimum !== undefined && value < property.minimum) {
-      return `At least ${property.minimum}`;
-    }
-    if (property.maximum !== undefined && value > property.maximum) {
-      return `At most ${property.maximum}`;
-    }
-  }
-  return null;
-}
-
-function empty(property: ISpecProperty): SpecValue {
-  switch (property.type) {
-    case 'boolean':
-      return false;
-    case 'array':
-      return [];
-    case 'object':
-      return {};
-    case 'number':
-    case 'integer':
-      return 0;
-    default:
-      return '';
-  }
-}
-
-/** Options without a value are left out of a launch. */
-function prune(value: SpecValue | undefined): SpecValue {
-  if (value === undefined || value === null) {
-    return null;
-  }
-  if (typeof value === 'string') {
-    return value.trim() === '' ? null : value;
-  }
-  if (Array.isArray(value)) {
-    const lines = value.map(line => line.trim()).filter(line => line !== '');
-    return lines.length > 0 ? lines : null;
-  }
-  if (typeof value === 'object') {
-    const entries = Object.entries(value).filter(([, text]) => text !== '');
-    return entries.length > 0 ? Object.fromEntries(entries) : null;
-  }
-  return value;
-}
-
-function withoutOnce(spec: LaunchSpec): LaunchSpec {
-  return Object.fromEntries(
-    Object.entries(spec).filter(([option]) => !ONCE.has(option))
-  );
-}
-
-/** A preset of another version may hold options that are gone, and `null` where there is a default. */
-function known(spec: LaunchSpec, schema: ISpecSchema | null): LaunchSpec {
-  return Object.fromEntries(
-    Object.entries(spec).filter(
-      ([option, value]) =>
-        value !== null && schema !== null && option in schema.properties
-    )
-  );
-}
-
-function sameRepository(a: SpecValue | undefined, b: SpecValue | undefined): boolean {
-  const parts = (value: SpecValue | undefined) => {
-    const { url, branch, commit, diff } = (value ?? {}) as { [part: string]: string };
-    return [url, branch, commit, diff].map(part => part ?? '').join('\0');
-  };
-  return parts(a) === parts(b);
-}
-
-function same(a: SpecValue | undefined, b: SpecValue | undefined): boolean {
-  return JSON.stringify(a) === JSON.stringify(b);
 }

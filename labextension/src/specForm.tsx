@@ -13,7 +13,7 @@ import type {
 } from '@rjsf/utils';
 import * as React from 'react';
 
-import type { FieldErrors } from './launchDraft';
+import type { FieldErrors } from './launchValues';
 import { queueText } from './text';
 import type { IQueue, ISpecProperty, ISpecSchema, LaunchSpec } from './tokens';
 

@@ -1,1 +1,4 @@
 import './base.css';
+import './panel.css';
+import './dialogs.css';
+import './views.css';

@@ -1,7 +1,8 @@
 import { PromiseDelegate } from '@lumino/coreutils';
 
-import { AGAIN, DEFAULTS, LAST_USED, LaunchDraft, validate } from '../launchDraft';
+import { AGAIN, DEFAULTS, LAST_USED, LaunchDraft } from '../launchDraft';
 import type { ILaunchRequest } from '../launchDraft';
+import { validate } from '../launchValues';
 import { RepositoryOffer } from '../repository';
 import { SessionError } from '../request';
 import type { IRepository, ISession } from '../tokens';
@@ -121,6 +122,16 @@ describe('LaunchDraft', () => {
     made.resolve(session(1, 'queued'));
     await settle();
     expect(api.shutdown).toHaveBeenCalledWith(id(1));
+  });
+
+  it('can be launched at once when the dialog is opened again', async () => {
+    const { draft, api } = await loaded({
+      launch: jest.fn().mockResolvedValue(session(1, 'queued'))
+    });
+    api.queues.mockReturnValue(new Promise(() => undefined)); // a slow answer
+    void draft.load({ spec: { queue: 'gpu' } });
+    expect((await draft.launch())?.id).toBe(id(1));
+    expect(api.launch).toHaveBeenCalledWith({ queue: 'gpu' });
   });
 
   it('keeps what was typed when the dialog is opened again', async () => {
