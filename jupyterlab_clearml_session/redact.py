@@ -23,10 +23,17 @@ _SECRET_RUNTIME = (
 )
 _MIN_SECRET = 6  # shorter values would mask ordinary words
 _TOKEN = re.compile(r"(token=|[Aa]uthorization: *\w+ +)[^\s&\"']+")
-_PASSWORD = re.compile(r"(?i)(\bpassword\b['\"]?\s*[:=]\s*)['\"]?[^\s'\",\]]+")
-_URL_CREDENTIALS = re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@")
+_PASSWORD = re.compile(
+    r"(?i)((?:\b|_)(?:password|access_key|secret_key|user_key|user_secret)\b['\"]?\s*[:=]\s*)['\"]?[^\s'\",\]]+"
+)
+# The remote script's "# LOGIN u:root p:...": the password may be too short to be looked for by itself.
+_LOGIN = re.compile(r"(\bLOGIN u:\S* p:)\S+")
+# With or without a name before the token; an SSH user alone is no secret.
+_URL_CREDENTIALS = re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@|(https?://)[^/\s@]+@")
 _PEM_BEGIN = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _PEM_END = re.compile(r"-----END [A-Z ]*PRIVATE KEY-----")
+# A line within a key, all but its last one: the lines may begin in the middle of it.
+_PEM_BODY = re.compile(r"[A-Za-z0-9+/]{60,76}={0,2}")
 _PEM_INLINE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL)
 
 
@@ -40,14 +47,15 @@ def redact(lines: Iterable[str], secrets: Iterable[str] = ()) -> list[str]:
     """Return ``lines`` (one console line each, in order) with secrets masked.
 
     Masked are the given values, tokens in URLs and headers, passwords, credentials in URLs, and private keys,
-    also where a key runs over several lines. The number of lines stays the same.
+    also where a key runs over several lines, or the lines begin or end within one. The number of lines stays
+    the same.
     """
     known = tuple(secrets)
     in_key = False
     masked: list[str] = []
     for line in lines:
-        if in_key:
-            in_key = not _PEM_END.search(line)
+        if in_key or _PEM_BODY.fullmatch(line.strip()):
+            in_key = in_key and not _PEM_END.search(line)
             masked.append(MASK)
             continue
         text = _PEM_INLINE.sub(MASK, line)
@@ -59,5 +67,6 @@ def redact(lines: Iterable[str], secrets: Iterable[str] = ()) -> list[str]:
             text = text.replace(secret, MASK)
         text = _TOKEN.sub(rf"\g<1>{MASK}", text)
         text = _PASSWORD.sub(rf"\g<1>{MASK}", text)
-        masked.append(_URL_CREDENTIALS.sub(rf"\g<1>{MASK}@", text))
+        text = _LOGIN.sub(rf"\g<1>{MASK}", text)
+        masked.append(_URL_CREDENTIALS.sub(rf"\g<1>\g<2>{MASK}@", text))
     return masked

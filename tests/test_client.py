@@ -24,6 +24,7 @@ from jupyterlab_clearml_session.backend import configuration
 from jupyterlab_clearml_session.backend.answers import UnknownEndpoint, data, failure
 from jupyterlab_clearml_session.backend.client import ClearMLClient
 from jupyterlab_clearml_session.backend.connection import Connection
+from jupyterlab_clearml_session.backend.reading import log_lines, microseconds
 from jupyterlab_clearml_session.backend.threads import DeadlineThreads
 from jupyterlab_clearml_session.errors import (
     BadCredentials,
@@ -40,7 +41,7 @@ from jupyterlab_clearml_session.errors import (
     WrongPhase,
 )
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
-from jupyterlab_clearml_session.models import HostKeyTrust
+from jupyterlab_clearml_session.models import HostKeyTrust, LogLine
 
 from .local_fixture import ClearMLUnderTest, Fault, write_config
 
@@ -289,14 +290,45 @@ async def test_log(client: ClearMLClient, clearml_server: ClearMLUnderTest) -> N
             msg=f"line {number}\nmore {number}\n",
         )
     lines = await client.log(task_id, limit=5)
-    assert [line.text for line in lines] == ["line 4", "more 4", "line 5", "more 5"]
-    assert lines[0].time == "1970-01-01T00:00:05.000+00:00"
+    assert [line.text for line in lines] == ["more 3", "line 4", "more 4", "line 5", "more 5"]
+    assert lines[0].time == "1970-01-01T00:00:04.000001+00:00"
     earlier = await client.log(task_id, limit=4, before=lines[0].time)
-    assert [line.text for line in earlier] == ["line 2", "more 2", "line 3", "more 3"]
+    assert [line.text for line in earlier] == ["more 1", "line 2", "more 2", "line 3"]
     assert len(await client.log(task_id)) == 12
     for arguments in ({"before": "yesterday"}, {"limit": 0}):
         with pytest.raises(InvalidInput):
             await client.log(task_id, **arguments)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 4000])
+async def test_a_log_read_page_by_page_is_the_whole_log(
+    client: ClearMLClient, clearml_server: ClearMLUnderTest, limit: int
+) -> None:
+    task_id = _session(clearml_server)
+    sizes = [1, 40, 1, 0, 20, 3]  # as an agent sends its console: all that was printed within a second
+    events = [
+        {"type": "log", "task": task_id, "timestamp": 1000 + number // 2, "msg": f"{number}\n" * size}
+        for number, size in enumerate(sizes)
+    ]
+    for event in events:
+        clearml_server.call("events.add", **event)
+    read: list[LogLine] = []
+    while page := await client.log(task_id, limit=limit, before=read[0].time if read else None):
+        assert len(page) <= limit
+        read = page + read
+    assert [line.time for line in read] == sorted({line.time for line in read})
+    assert sorted(line.text for line in read) == sorted(
+        text for event in events for text in (str(event["msg"]).splitlines() or [""])
+    )
+
+
+def test_more_lines_than_microseconds_are_cut_but_not_repeated() -> None:
+    events = [{"timestamp": 1, "msg": "\n".join(map(str, range(3000)))}]
+    page = log_lines(events, 10)
+    assert [line.text for line in page] == [str(number) for number in range(2991, 3000)]
+    earlier = log_lines(events, 10, before=microseconds(page[0].time))
+    assert [line.text for line in earlier][-1] == "2990"
+    assert len(log_lines(events, 1)) == 1
 
 
 async def test_a_long_event_is_cut_and_progress_bars_are_folded(
@@ -469,6 +501,8 @@ async def test_host_keys_of_the_server_s_vault(
         {"id": TASK, "hyperparams": 7},
         {"id": TASK, "hyperparams": {"a": {"b": 7}}},
         {"id": TASK, "tags": 7},
+        {"id": TASK, "runtime": [7]},
+        {"id": TASK, "container": "x"},
     ],
 )
 async def test_tasks_that_are_not_tasks(
@@ -482,6 +516,38 @@ async def test_tasks_that_are_not_tasks(
     for call in (client.task(TASK), client.sessions(), client.spec(TASK), client.find_tasks("x")):
         with pytest.raises(ClearMLBadAnswer):
             await call
+
+
+async def test_one_strange_task_does_not_hide_the_others(
+    client: ClearMLClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = dict.fromkeys(
+        ("name", "status", "tags", "hyperparams", "runtime", "container", "script", "project")
+    )
+    holes = {"id": "b" * 32, "hyperparams": {"a": None, "b": {"c": None}}, "script": {"requirements": "x"}}
+
+    async def mixed(self: Connection, endpoint: str, **body: Any) -> dict[str, Any]:
+        return {"tasks": [{"id": TASK, **empty}, {"id": "a" * 32, "runtime": 7}, holes]}
+
+    await client.user()
+    monkeypatch.setattr(Connection, "call", mixed)
+    assert [task.id for task in await client.sessions()] == [TASK, "b" * 32]
+
+
+async def test_a_vault_that_is_not_for_us_is_none(
+    client: ClearMLClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.launch(LaunchSpec())
+    call = Connection.call
+
+    async def forbidden(self: Connection, endpoint: str, **body: Any) -> dict[str, Any]:
+        if endpoint == "users.get_vaults":
+            raise Forbidden("not for this role")
+        return await call(self, endpoint, **body)
+
+    client._vault_keys = None
+    monkeypatch.setattr(Connection, "call", forbidden)
+    assert len(await client.sessions()) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ first call needs it, in a thread; making a client costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import Logger, getLogger
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from ..errors import (
     ClearMLBadAnswer,
     ClearMLSessionError,
     Conflict,
+    Forbidden,
     InvalidInput,
     NotConfigured,
     UnknownTask,
@@ -39,7 +40,9 @@ ACTIVE = ("created", "queued", "in_progress")
 ENDED = ("stopped", "closed", "failed", "completed", "published", "publishing")
 
 _PAGE = 500
+_LONGEST_LOG = 10_000
 _GIT_TIMEOUT = 20.0
+_NOT_ITS_PROTOCOL = "The ClearML server answered with something that is not its protocol."
 
 
 class ClearMLClient(Configurable):
@@ -202,7 +205,7 @@ class ClearMLClient(Configurable):
             data = await self._call("tasks.get_all_ex", id=missing, only_fields=list(reading.TASK_FIELDS))
             entries.update(_by_id(data))
         vault = await self._vault()
-        tasks = [with_host_keys(task, vault) for task in _read(reading.task, entries.values())]
+        tasks = [with_host_keys(task, vault) for task in self._readable(entries.values())]
         self._launcher.saw_projects(task.project for task in tasks if task.project)
         return tasks
 
@@ -240,7 +243,7 @@ class ClearMLClient(Configurable):
             page=0,
             page_size=limit,
         )
-        found = _read(reading.task, _expect_list(data, "tasks"))
+        found = self._readable(_expect_list(data, "tasks"))
         return [task for task in found if task.script.get("repository")]
 
     async def log(self, task_id: str, *, limit: int = 200, before: str | None = None) -> list[LogLine]:
@@ -249,16 +252,25 @@ class ClearMLClient(Configurable):
         Nothing is masked here (see `redact.py`). Raises UnknownTask, and InvalidInput for ``before`` or ``limit``.
         """
         reading.checked_id(task_id)
-        if not 1 <= limit <= 10_000:
-            raise InvalidInput("'limit' must lie between 1 and 10000.", field="limit")
+        if not 1 <= limit <= _LONGEST_LOG:
+            raise InvalidInput(f"'limit' must lie between 1 and {_LONGEST_LOG}.", field="limit")
         try:
-            until = reading.milliseconds(before) if before else None
-        except ValueError:
+            until = reading.microseconds(before) if before else None
+        except (ValueError, OverflowError):
             raise InvalidInput("'before' must be an ISO 8601 time.", field="before") from None
+        batch = min(limit + 1, _LONGEST_LOG)
         data = await self._call(
-            "events.get_task_log", task=task_id, batch_size=limit, navigate_earlier=True, from_timestamp=until
+            "events.get_task_log",
+            task=task_id,
+            batch_size=batch,
+            navigate_earlier=True,
+            # ClearML answers what is before this millisecond.
+            from_timestamp=None if until is None else -(-until // 1000),
         )
-        (lines,) = _read(lambda events: reading.log_lines(events, limit), [_expect_list(data, "events")])
+        events = _expect_list(data, "events")
+        (lines,) = _read(
+            lambda some: reading.log_lines(some, limit, before=until, partial=len(some) >= batch), [events]
+        )
         return lines
 
     async def collect_repo(self, folder: Path) -> RepoSnapshot:
@@ -294,12 +306,14 @@ class ClearMLClient(Configurable):
         """Create a Task from the body of tasks.create and return its id."""
         return str(_expect(await self._call("tasks.create", **draft), "id"))
 
-    async def stop(self, task_id: str) -> None:
+    async def stop(self, task_id: str, *, force: bool = False) -> None:
         """Ask the session's agent to end it; a queued one is taken out of its queue at once.
 
-        Raises UnknownTask, and WrongPhase where it is over.
+        ``force`` stops one that was never put into a queue. Raises UnknownTask, and WrongPhase where it is over.
         """
-        await self._call("tasks.stop", task=reading.checked_id(task_id), status_reason="abort request")
+        await self._call(
+            "tasks.stop", task=reading.checked_id(task_id), status_reason="abort request", force=force or None
+        )
 
     async def delete(self, task_id: str) -> None:
         """Delete the Task of an ended session. Raises UnknownTask, and WrongPhase where it is not over."""
@@ -377,14 +391,26 @@ class ClearMLClient(Configurable):
             raise UnknownTask("ClearML has no such Task.")
         return dict(entries[0])
 
+    def _readable(self, entries: Collection[Mapping[str, Any]]) -> list[Task]:
+        """Read a list of Tasks; one that is broken does not hide the others, a list of nothing else is an error."""
+        tasks: list[Task] = []
+        for entry in entries:
+            try:
+                tasks += _read(reading.task, [entry])
+            except ClearMLBadAnswer:
+                self.logger.warning("clearml-session: a Task cannot be read: %.80r", entry.get("id"))
+        if entries and not tasks:
+            raise ClearMLBadAnswer(_NOT_ITS_PROTOCOL)
+        return tasks
+
     async def _vault(self) -> tuple[str, ...]:
         """Return the public host keys of the server's vault, empty where it has none (open-source servers)."""
         if self._vault_keys is None:
             try:
                 data = await self._call("users.get_vaults", enabled=True, types=["remote_session_ssh_server"])
-                vaults = data.get("vaults") or []
+                vaults = _expect_list(data, "vaults")
                 self._vault_keys = host_keys.public_keys(str(vaults[-1].get("data") or "")) if vaults else ()
-            except ClearMLBadAnswer:
+            except (ClearMLBadAnswer, Forbidden):
                 self._vault_keys = ()
         return self._vault_keys
 
@@ -410,10 +436,8 @@ def _read(function: Callable[[S], T], entries: Iterable[S]) -> list[T]:
     """Apply one of `reading`'s functions; an entry that is not as it should be is the server's fault."""
     try:
         return [function(entry) for entry in entries]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ClearMLBadAnswer(
-            "The ClearML server answered with something that is not its protocol."
-        ) from None
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        raise ClearMLBadAnswer(_NOT_ITS_PROTOCOL) from None
 
 
 def _expect(data: Mapping[str, Any], key: str) -> Any:

@@ -152,8 +152,9 @@ def _container(container: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _packages(task: Task) -> list[str]:
-    pip = (task.script.get("requirements") or {}).get("pip") or ""
-    lines = pip.split("\n") if isinstance(pip, str) else [str(line) for line in pip]
+    requirements = task.script.get("requirements")
+    pip = requirements.get("pip") if isinstance(requirements, Mapping) else None
+    lines = map(str, pip) if isinstance(pip, list) else str(pip or "").split("\n")
     return [line for line in lines if line.strip() and line not in BASE_PACKAGES]
 
 
@@ -165,6 +166,6 @@ def _section(task: Task) -> str:
 def _record(task: Task) -> Mapping[str, Any]:
     try:
         found = json.loads(str(task.runtime.get(RECORD) or "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):  # anybody who may change the Task can write it
         return {}
     return found if isinstance(found, Mapping) else {}
