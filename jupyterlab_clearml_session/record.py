@@ -62,9 +62,13 @@ class Record:
 
     def see(self, task: Task) -> None:
         """Take the Task as it was just read."""
+        if not self.live and task.status in _LIVE:
+            # Somebody let it run again: what happened to it before does not count.
+            self.stop_requested, self.started_seen = False, None
+            self.last_line, self.log_tail, self.tail_reads = "", (), 0
         self.task = task
         if task.status != "queued":
-            self.position = None
+            self.position = self.workers = None
         if task.status == "in_progress" and self.started_seen is None:
             self.started_seen = time.monotonic()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from logging import DEBUG, WARNING, Logger
 from pathlib import Path
@@ -23,7 +23,9 @@ from .attached_file import AttachedFile
 from .attachment import Attachment
 from .backend.client import ClearMLClient
 from .errors import (
+    ClearMLDeadline,
     ClearMLSessionError,
+    ClearMLUnreachable,
     InvalidInput,
     NotAttached,
     RemoteRefused,
@@ -141,6 +143,8 @@ class SessionManager(Configurable):
         raises, and LocalModeFailed.
         """
         if body.get("mode") == "local":
+            for name in body.keys() - {"mode"}:
+                raise InvalidInput("mode local takes no credentials", field=name[:80])
             self.client.use_local(await self._start_local())
         else:
             await self.client.configure(body)
@@ -180,15 +184,10 @@ class SessionManager(Configurable):
             except ClearMLSessionError:
                 if not self._records:
                     raise
-        found = dict(self._records)
-        if state != "active":
-            for task in await self.client.sessions(all_users=all_users, states="ended"):
-                if task.id not in found:
-                    found[task.id] = Record(task)
-                    self._describe(found[task.id])
+        over = await self._over(all_users) if state != "active" else {}
         chosen = [
             record.session
-            for record in found.values()
+            for record in {**self._records, **over}.values()
             if (state == "all" or record.live == (state == "active"))
             and (all_users or record.session.mine or record.attach)
             and (tag is None or tag in record.task.tags)
@@ -200,12 +199,25 @@ class SessionManager(Configurable):
     async def get(self, session_id: str) -> Session:
         """Return one session, also one that this machine never saw. Raises UnknownSession."""
         self._poller.look()
-        return (await self._record(session_id)).session
+        record = await self._record(session_id)
+        if not record.live:
+            # Nobody polls it any more.
+            with self._known(session_id), contextlib.suppress(ClearMLUnreachable, ClearMLDeadline):
+                record.see(await self.client.task(session_id))
+                self._update(record)
+        return record.session
+
+    async def spec(self, session_id: str) -> LaunchSpec:
+        """Return what a session was launched with, the long texts included. Raises UnknownSession."""
+        await self._record(session_id)
+        with self._known(session_id):
+            return await self.client.spec(session_id)
 
     async def log(self, session_id: str, limit: int = 200, before: str | None = None) -> Sequence[LogLine]:
         """Return up to ``limit`` lines of the session's console, oldest first, with the secrets masked."""
         record = await self._record(session_id)
-        lines = await self.client.log(session_id, limit=limit, before=before)
+        with self._known(session_id):
+            lines = await self.client.log(session_id, limit=limit, before=before)
         texts = redact((line.text for line in lines), secrets_of(record.task.runtime))
         return [replace(line, text=text) for line, text in zip(lines, texts, strict=True)]
 
@@ -332,14 +344,17 @@ class SessionManager(Configurable):
             message = "Only an ended session can be deleted" if purge else "The session has ended already"
             raise WrongPhase(message, phase=record.session.phase.value)
         if purge:
-            await self.client.delete(session_id)
+            with self._known(session_id):
+                await self.client.delete(session_id)
             self._remove(session_id)
             return record.session
         if record.launching is not None:
             record.stop_requested = True
             record.launching.cancel()  # its Task is deleted by the launch itself
             return self._update(record)
-        await self.client.stop(session_id)
+        with self._known(session_id):
+            # What never was in a queue is only stopped by force.
+            await self.client.stop(session_id, force=record.task.status == "created")
         record.stop_requested = True
         await self._let_go(record)
         self._poller.wake()
@@ -382,6 +397,7 @@ class SessionManager(Configurable):
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+        await self._file.write(self._wanted())  # a write may have been among what was cancelled
         attachments = [record.attachment for record in self._records.values() if record.attachment]
         await asyncio.gather(*(attachment.close() for attachment in attachments))
 
@@ -401,7 +417,7 @@ class SessionManager(Configurable):
         return self.fast_interval if changing else self.slow_interval
 
     def _any_attached(self) -> bool:
-        return any(record.attach for record in self._records.values())
+        return bool(self._restored) or any(record.attach for record in self._records.values())
 
     async def _read(self, now: float) -> None:
         await self._know_user()
@@ -413,18 +429,29 @@ class SessionManager(Configurable):
             extra_ids=sorted(known),
         )
         records = [self._put(task) for task in tasks]
-        if now - self._queues_read >= self.log_interval and any(task.status == "queued" for task in tasks):
-            await self._read_queues(now)
-        await asyncio.gather(*(self._read_log(record, now) for record in records))
+        await self._read_details(records, now)
         for record in records:
             if record.task.id in self._restored and record.live:
-                record.attach = True
+                record.attach = record.watched = True
             if record.attachment is not None and not record.live:
                 await self._let_go(record)
             self._update(record)
         for session_id in known - {task.id for task in tasks}:
             self._remove(session_id)
         self._restored.clear()
+
+    async def _read_details(self, records: Sequence[Record], now: float) -> None:
+        """Read places in queues, and logs; where that fails, the sessions are shown without."""
+        work = [self._read_log(record, now) for record in records]
+        if now - self._queues_read >= self.log_interval and any(
+            record.task.status == "queued" for record in records
+        ):
+            work.append(self._read_queues(now))
+        for failure in await asyncio.gather(*work, return_exceptions=True):
+            if isinstance(failure, ClearMLSessionError):
+                self._log.debug("clearml-session: %s", failure.message)
+            elif failure is not None:
+                raise failure
 
     async def _read_queues(self, now: float) -> None:
         self._queues_read = now
@@ -471,6 +498,33 @@ class SessionManager(Configurable):
         record = self._put(task)
         self._update(record)
         return record
+
+    async def _over(self, all_users: bool) -> dict[str, Record]:
+        """Return the sessions that are over; those of them that we knew, and that are gone, are forgotten."""
+        known = {id_ for id_, record in self._records.items() if not record.live}
+        tasks = await self.client.sessions(all_users=all_users, states="ended", extra_ids=known)
+        found: dict[str, Record] = {}
+        for task in tasks:
+            record = self._records.get(task.id)
+            if record is None:
+                record = Record(task)
+                self._describe(record)
+            else:
+                record.see(task)
+                self._update(record)
+            found[task.id] = record
+        for session_id in known - found.keys():
+            self._remove(session_id)
+        return found
+
+    @contextlib.contextmanager
+    def _known(self, session_id: str) -> Iterator[None]:
+        """Forget a session of which ClearML says that there is no such Task; raises UnknownSession then."""
+        try:
+            yield
+        except UnknownTask:
+            self._remove(session_id)
+            raise UnknownSession(f"There is no session {session_id} any more") from None
 
     def _put(self, task: Task) -> Record:
         record = self._records.get(task.id)
@@ -559,8 +613,10 @@ class SessionManager(Configurable):
             self._log.log(level, "clearml-session: %s", error.message)
 
     def _note_attached(self) -> None:
-        wanted = self._restored | {id_ for id_, record in self._records.items() if record.attach}
-        self._spawn(self._file.write(wanted))
+        self._spawn(self._file.write(self._wanted()))
+
+    def _wanted(self) -> set[str]:
+        return self._restored | {id_ for id_, record in self._records.items() if record.attach}
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

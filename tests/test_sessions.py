@@ -1,0 +1,177 @@
+"""The SessionManager against the embedded ClearML server: what others do to sessions, and half-broken servers.
+
+No agent and no Jupyter server; what the remote script would tell ClearML, the tests tell it themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyterlab_clearml_session.backend.client import ClearMLClient
+from jupyterlab_clearml_session.backend.connection import Connection
+from jupyterlab_clearml_session.errors import ClearMLBadAnswer, UnknownSession, WrongPhase
+from jupyterlab_clearml_session.launch_spec import LaunchSpec
+from jupyterlab_clearml_session.models import Phase, Session
+from jupyterlab_clearml_session.sessions import SessionManager
+from tests.local_fixture import ClearMLUnderTest
+
+LOG = logging.getLogger("test")
+SPEC = LaunchSpec(name="a session")
+DEADLINE = 30.0
+
+
+@asynccontextmanager
+async def manager_of(
+    server: ClearMLUnderTest, folder: Path, **traits: float
+) -> AsyncIterator[SessionManager]:
+    """A manager that looks often."""
+    client = ClearMLClient()
+    client.use_local(server.credentials)
+
+    async def no_local() -> dict[str, str]:
+        raise AssertionError("nobody asked for it")
+
+    often = {"fast_interval": 0.05, "slow_interval": 0.05, "log_interval": 0.0}
+    manager = SessionManager(
+        client, folder / "attached.json", start_local=no_local, log=LOG, **{**often, **traits}
+    )
+    manager.start()
+    try:
+        yield manager
+    finally:
+        await manager.close()
+        await client.close()
+
+
+async def until(look: Callable[[], Awaitable[Session]], phase: Phase) -> Session:
+    """Return the session once it is in ``phase``; each look makes the manager look."""
+
+    async def wait() -> Session:
+        while (session := await look()).phase is not phase:
+            await asyncio.sleep(0.02)
+        return session
+
+    return await asyncio.wait_for(wait(), DEADLINE)
+
+
+async def test_a_session_deleted_elsewhere_is_gone_whether_it_ran_or_not(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        removed: list[str] = []
+        manager.subscribe(
+            lambda event: (
+                removed.append(event.session.id) if event.kind == "removed" and event.session else None
+            )
+        )
+        waiting, listed, opened, purged = [(await manager.launch(SPEC)).id for _ in range(4)]
+        for over in (listed, opened, purged):
+            await manager.shutdown(over)
+            await until(lambda over=over: manager.get(over), Phase.ENDED)  # type: ignore[misc]
+        for session_id in (waiting, listed):
+            clearml_server.call("tasks.delete", task=session_id, force=True)
+        assert {session.id for session in (await manager.list("ended"))[0]} == {opened, purged}
+        for session_id in (opened, purged):
+            clearml_server.call("tasks.delete", task=session_id, force=True)
+        for call in (manager.get(opened), manager.shutdown(purged, purge=True), manager.spec(listed)):
+            with pytest.raises(UnknownSession):
+                await call
+        while waiting not in removed:
+            await manager.list()
+        assert (await manager.list("all"))[0] == []
+        assert sorted(removed) == sorted([waiting, listed, opened, purged]), "each is told once"
+
+
+async def test_a_session_that_runs_again_is_not_stopping_for_ever(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        await manager.shutdown(session_id)
+        await until(lambda: manager.get(session_id), Phase.ENDED)
+        clearml_server.call("tasks.reset", task=session_id)
+        clearml_server.call("tasks.enqueue", task=session_id)
+        again = await until(lambda: manager.get(session_id), Phase.QUEUED)
+        assert again.error is None
+        await manager.attach(session_id)
+
+
+async def test_a_session_that_never_was_in_a_queue_can_be_shut_down_and_deleted(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        left = {"name": "left", "type": "application", "system_tags": ["interactive"]}
+        created = str(clearml_server.call("tasks.create", **left)["id"])
+        assert (await manager.get(created)).phase is Phase.CREATED
+        with pytest.raises(WrongPhase):
+            await manager.shutdown(created, purge=True)
+        await manager.shutdown(created)
+        await until(lambda: manager.get(created), Phase.ENDED)
+        await manager.shutdown(created, purge=True)
+        assert (await manager.list("all"))[0] == []
+
+
+@pytest.mark.parametrize("broken", ["events.get_task_log", "queues.get_all_ex"])
+async def test_logs_or_queues_that_cannot_be_read_hide_nothing_else(
+    clearml_server: ClearMLUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """As where the server has lost its Elasticsearch, or the user may not see all queues."""
+    async with manager_of(clearml_server, tmp_path) as manager:
+        running, waiting = [(await manager.launch(SPEC)).id for _ in range(2)]
+        call = Connection.call
+
+        async def partly(self: Connection, endpoint: str, **body: Any) -> dict[str, Any]:
+            if endpoint == broken:
+                raise ClearMLBadAnswer("es_connection_error")
+            return await call(self, endpoint, **body)
+
+        monkeypatch.setattr(Connection, "call", partly)
+        clearml_server.call("tasks.started", task=running, force=True)
+        assert (await until(lambda: manager.get(running), Phase.STARTING)).queue is not None
+        clearml_server.call("tasks.stop", task=waiting)
+        ended = await until(lambda: manager.get(waiting), Phase.ENDED)
+        assert (ended.error or {}).get("code") == "session_aborted"
+
+
+async def test_agents_are_told_of_only_while_a_session_waits(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        session_id = (await manager.launch(SPEC)).id
+
+        async def place() -> Session:
+            session = await manager.get(session_id)
+            assert session.queue is not None
+            return session
+
+        while (session := await place()).queue.position is None:  # type: ignore[union-attr]
+            await asyncio.sleep(0.02)
+        assert (session.queue.position, session.queue.workers) == (1, 0)  # type: ignore[union-attr]
+        clearml_server.call("tasks.started", task=session_id, force=True)
+        started = await until(place, Phase.STARTING)
+        assert started.queue is not None
+        assert (started.queue.position, started.queue.workers) == (None, None)
+
+
+async def test_what_was_attached_is_looked_for_until_clearml_is_back(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        session_id = (await manager.launch(SPEC)).id
+    clearml_server.front.set("refuse")
+    async with manager_of(clearml_server, tmp_path, look_window=0.0) as manager:  # nobody looks
+        told: asyncio.Queue[Any] = asyncio.Queue()
+        manager.subscribe(
+            lambda event: told.put_nowait(event.data["error"]) if event.kind == "backend" else None
+        )
+        assert (await asyncio.wait_for(told.get(), DEADLINE))["code"] == "clearml_unreachable"
+        clearml_server.front.set("none")
+        assert await asyncio.wait_for(told.get(), DEADLINE) is None
+        await manager.detach(session_id)  # raises where it was not attached again
