@@ -63,6 +63,12 @@ class UnknownQueue(InvalidInput):
     default_hint = "Pick one of the queues in the list; an administrator creates queues in ClearML."
 
 
+class UnknownSource(InvalidInput):
+    """ClearML has no Task with the id that a launch is to start from."""
+
+    code = "unknown_task"
+
+
 class NotDebuggable(InvalidInput):
     """The Task given as ``debugging_session`` cannot be debugged (it has no repository, say)."""
 

@@ -5,7 +5,6 @@ Each check is called as ``check(value, field_name)``. Nothing here touches the n
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -110,7 +109,7 @@ def lines(item: Check) -> Check:
 
 def minutes(value: Any, name: str) -> float:
     """Check a number of minutes, 0 (never) to one year."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidInput(f"'{name}' must be a number of minutes.", field=name)
     if not 0 <= value <= 525_600:
         raise InvalidInput(f"'{name}' must lie between 0 (never) and 525600 (a year).", field=name)

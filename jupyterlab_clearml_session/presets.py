@@ -100,9 +100,12 @@ class PresetManager:
 
     async def save(self, name: str, spec: LaunchSpec) -> None:
         """Store a preset, in place of one of the same name. Raises InvalidInput for a name that cannot be used."""
-        if not name.strip() or len(name) > 100 or not name.isprintable() or "/" in name:
+        # Browsers take "." and ".." out of addresses: nobody could delete such a preset again.
+        usable = name.strip() not in ("", ".", "..") and len(name) <= 100
+        if not usable or not name.isprintable() or "/" in name:
             raise InvalidInput(
-                "The name of a preset is 1 to 100 characters in one line, without '/'.", field="name"
+                "The name of a preset is 1 to 100 characters in one line, without '/', and not '.' or '..'.",
+                field="name",
             )
 
         def put(content: _Content) -> None:

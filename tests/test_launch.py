@@ -34,7 +34,7 @@ from jupyterlab_clearml_session.errors import (
     InvalidInput,
     NotDebuggable,
     UnknownQueue,
-    UnknownTask,
+    UnknownSource,
 )
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
 from jupyterlab_clearml_session.models import HostKeyTrust, Task
@@ -467,9 +467,9 @@ def _tasks(server: ClearMLUnderTest) -> list[Any]:
         ({"queue": "no such queue"}, UnknownQueue, "queue"),
         ({"queue": TASK}, UnknownQueue, "queue"),
         ({"upload_files": ["/no/such/file"]}, InvalidInput, "upload_files"),
-        ({"debugging_session": TASK}, UnknownTask, "debugging_session"),
-        ({"base_task_id": TASK}, UnknownTask, "base_task_id"),
-        ({"continue_session": TASK, "store_workspace": "~/ws"}, UnknownTask, "continue_session"),
+        ({"debugging_session": TASK}, UnknownSource, "debugging_session"),
+        ({"base_task_id": TASK}, UnknownSource, "base_task_id"),
+        ({"continue_session": TASK, "store_workspace": "~/ws"}, UnknownSource, "continue_session"),
     ],
 )
 async def test_what_cannot_be_launched_leaves_nothing(

@@ -3,106 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 from jupyter_server.auth.decorator import authorized
-from jupyter_server.base.handlers import APIHandler
-from jupyter_server.extension.handler import ExtensionHandlerMixin
 from tornado import web
 
 from .. import workspace
-from ..errors import ClearMLSessionError, InvalidInput, UnknownPreset
-from ..forwards import SSH, ForwardManager
+from ..errors import InvalidInput, UnknownPreset
+from ..forwards import SSH
 from ..launch_spec import LaunchSpec, json_schema
 from ..models import Task
-from ..presets import PresetManager
-from ..sessions import SessionManager
 from ..ssh.ports import listening_ports
+from .base import SessionAPIHandler
 
-AUTH_RESOURCE = "clearml_session"
 _LOG_LIMIT = 10_000
-
-
-class SessionKernels(Protocol):
-    """What `kernels` offers about the remote side of a session; wired by `extension`."""
-
-    async def kernelspecs(self, session_id: str) -> Sequence[Mapping[str, Any]]: ...
-    async def list_kernels(self, session_id: str) -> Sequence[Mapping[str, Any]]: ...
-    async def kill_kernel(self, session_id: str, kernel_id: str) -> None: ...
-    async def adopt(self, session_id: str, kernel_id: str) -> str: ...
-    async def metrics(self, session_id: str) -> Mapping[str, Any]: ...
-
-
-class SessionAPIHandler(ExtensionHandlerMixin, APIHandler):
-    """Base: the parts of the server, the body, and errors in the contract's form."""
-
-    auth_resource = AUTH_RESOURCE
-
-    @property
-    def manager(self) -> SessionManager:
-        return cast(SessionManager, self.settings["clearml_session_manager"])
-
-    @property
-    def presets(self) -> PresetManager:
-        return cast(PresetManager, self.settings["clearml_session_presets"])
-
-    @property
-    def kernels(self) -> SessionKernels:
-        return cast(SessionKernels, self.settings["clearml_session_kernels"])
-
-    @property
-    def forwards(self) -> ForwardManager:
-        return cast(ForwardManager, self.settings["clearml_session_forwards"])
-
-    def body(self) -> dict[str, Any]:
-        """Return the request's JSON object, ``{}`` for an empty body. Raises InvalidInput."""
-        if not self.request.body.strip():
-            return {}
-        try:
-            body = json.loads(self.request.body.decode("utf-8"))
-        except (UnicodeDecodeError, ValueError, RecursionError):
-            raise InvalidInput("The body is not JSON", field="body") from None
-        if not isinstance(body, dict):
-            raise InvalidInput("The body must be a JSON object", field="body")
-        return body
-
-    def flag(self, name: str) -> bool:
-        value = self.get_query_argument(name, "0").lower()
-        if value not in ("0", "1", "true", "false"):
-            raise InvalidInput(f"{name} must be 0 or 1", field=name)
-        return value in ("1", "true")
-
-    def number(self, name: str, default: int, *, most: int) -> int:
-        value = self.get_query_argument(name, str(default))
-        if not value.isascii() or not value.isdigit() or not 0 < int(value[:9]) <= most:
-            raise InvalidInput(f"{name} must be a whole number from 1 to {most}", field=name)
-        return int(value)
-
-    def answer(self, body: Mapping[str, Any], status: int = 200) -> None:
-        self.set_status(status)
-        self.finish(json.dumps(body))
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer any failure as ``{"error": {...}}``, with Jupyter's own ``message`` beside it."""
-        raised = kwargs.get("exc_info", (None, None, None))[1]
-        if isinstance(raised, ClearMLSessionError):
-            self.set_status(raised.status)
-            error = raised.to_json()
-        else:
-            message = getattr(raised, "log_message", None) or self._reason
-            error = {"code": f"http_{status_code}", "message": message, "hint": "", "detail": {}}
-        self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps({"error": error, "message": error["message"]}))
-
-    def log_exception(self, *exc_info: Any) -> None:
-        """Keep tracebacks for what nobody foresaw."""
-        if isinstance(exc_info[1], ClearMLSessionError):
-            self.log.info("clearml-session: %s: %s", exc_info[1].code, exc_info[1].message)
-            return
-        super().log_exception(*exc_info)
 
 
 class StatusHandler(SessionAPIHandler):
@@ -182,8 +97,7 @@ class SessionActionHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def post(self, session_id: str, action: str) -> None:
-        if self.body():
-            raise InvalidInput(f"{action} takes no body", field="body")
+        self.no_body()
         act = {
             "attach": self.manager.attach,
             "detach": self.manager.detach,
@@ -205,6 +119,7 @@ class MetricsHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def get(self, session_id: str) -> None:
+        await self.manager.get(session_id)
         self.answer(await self.kernels.metrics(session_id))
 
 
@@ -212,6 +127,7 @@ class KernelspecsHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def get(self, session_id: str) -> None:
+        await self.manager.get(session_id)
         self.answer({"kernelspecs": [dict(spec) for spec in await self.kernels.kernelspecs(session_id)]})
 
 
@@ -219,6 +135,7 @@ class KernelsHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def get(self, session_id: str) -> None:
+        await self.manager.get(session_id)
         self.answer({"kernels": [dict(kernel) for kernel in await self.kernels.list_kernels(session_id)]})
 
 
@@ -226,6 +143,7 @@ class KernelHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def delete(self, session_id: str, kernel_id: str) -> None:
+        await self.manager.get(session_id)
         await self.kernels.kill_kernel(session_id, kernel_id)
         self.set_status(204)
         self.finish()
@@ -237,6 +155,8 @@ class KernelAdoptHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def post(self, session_id: str, kernel_id: str) -> None:
+        self.no_body()
+        await self.manager.get(session_id)
         self.answer({"id": await self.kernels.adopt(session_id, kernel_id)})
 
 
@@ -312,6 +232,7 @@ class WorkspaceHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def post(self, session_id: str) -> None:
+        self.no_body()
         self.answer((await workspace.store(self.manager, session_id)).to_json(), 202)
 
 
@@ -343,6 +264,7 @@ class ImportPresetHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def post(self) -> None:
+        self.no_body()
         _, refused = await self.presets.import_cli()
         self.answer({**await self.presets.to_json(), "refused": refused})
 
@@ -353,8 +275,7 @@ class SpecHandler(SessionAPIHandler):
     @web.authenticated
     @authorized
     async def get(self, session_id: str) -> None:
-        await self.manager.get(session_id)
-        self.answer((await self.manager.client.spec(session_id)).to_json())
+        self.answer((await self.manager.spec(session_id)).to_json())
 
 
 class SchemaHandler(SessionAPIHandler):
@@ -379,10 +300,13 @@ def _below(root: str, folder: str) -> Path:
     top = Path(root).expanduser().resolve()
     try:
         found = (top / folder.strip("/")).resolve()
-    except (OSError, ValueError):  # a loop of links, a NUL
-        found = top.parent
+        is_folder = found.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL
+        raise InvalidInput("folder is not the name of a folder", field="folder") from None
     if not found.is_relative_to(top):
         raise InvalidInput("folder must lie below this server's root", field="folder")
+    if not is_folder:
+        raise InvalidInput("There is no such folder", field="folder")
     return found
 
 

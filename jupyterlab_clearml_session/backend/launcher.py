@@ -23,7 +23,7 @@ from ..errors import (
     InvalidInput,
     NotConfigured,
     UnknownQueue,
-    UnknownTask,
+    UnknownSource,
 )
 from ..launch_spec import LaunchSpec
 from ..models import Queue, Ref, Task
@@ -41,6 +41,8 @@ Created = Callable[[Task], None]
 """Called on the event loop when the Task is there, before its files are uploaded."""
 
 _REMEMBER_QUEUES_S = 60.0
+_LOCAL_DEADLINE = 60.0
+"""Seconds for work on this machine: making keys, looking at files (a folder of the network may hang)."""
 _BAD_REFERENCE = 16
 
 
@@ -179,7 +181,7 @@ class Launcher:
         data = await self._client.connection.call("tasks.get_all_ex", id=[task_id])
         entries = data.get("tasks") or []
         if not entries:
-            raise UnknownTask(f"ClearML has no Task {task_id}.", field=_field_of(spec))
+            raise UnknownSource(f"ClearML has no Task {task_id}.", field=_field_of(spec))
         source: Mapping[str, Any] = entries[0]
         if spec.continue_session == task_id and spec.store_workspace and not _artifacts(source):
             raise InvalidInput("That session stored no workspace.", field="continue_session")
@@ -262,7 +264,7 @@ class Launcher:
             self._client.logger.warning("clearml-session: cannot delete the unfinished session: %s", error)
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await self._client.run(function, *args, deadline=self._client.request_timeout)
+        return await self._client.run(function, *args, deadline=_LOCAL_DEADLINE)
 
     def _task(self, task_id: str, body: Mapping[str, Any], queue: Queue, spec: LaunchSpec, user: str) -> Task:
         """Return the new Task without asking for it; the next poll brings the server's own view."""

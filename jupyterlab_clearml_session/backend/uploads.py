@@ -43,12 +43,16 @@ def check(paths: Sequence[str]) -> None:
     """Raise InvalidInput for the field ``upload_files`` where a path is not there or two have the same name."""
     names: set[str] = set()
     for text in paths:
-        path = Path(text).expanduser()
-        if not path.exists():
+        try:
+            path = Path(text).expanduser().resolve()
+            usable = path.is_file() or path.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, nobody's home
+            raise InvalidInput(f"'{text}' cannot be read: {error}.", field="upload_files") from None
+        if not usable:
             raise InvalidInput(f"There is no file or folder '{text}'.", field="upload_files")
-        if path.resolve().name in names:
+        if path.name in names:
             raise InvalidInput(f"Two things to upload have the name '{path.name}'.", field="upload_files")
-        names.add(path.resolve().name)
+        names.add(path.name)
 
 
 def upload(
@@ -67,8 +71,8 @@ def upload(
             artifact = _described(
                 NAME, "archive" if packed and name.endswith(".zip") else "custom", source, preview
             )
-        except OSError as error:
-            raise InvalidInput(f"The files cannot be read: {error.strerror}.", field="upload_files") from None
+        except (OSError, ValueError) as error:  # not to be read; a name that is not Unicode
+            raise InvalidInput(f"The files cannot be read: {error}.", field="upload_files") from None
         return _stored(session, artifact, source, folder=folder, files_server=files_server, progress=progress)
 
 
@@ -126,7 +130,8 @@ def _pack(paths: Sequence[Path], scratch: Path, progress: Tell) -> tuple[Path, s
     target = scratch / name
     preview = ["Archive content:"]
     files = sorted(_files(paths, single=single))
-    with ZipFile(target, "w", allowZip64=True, compression=ZIP_DEFLATED) as archive:
+    # Times before 1980, as reproducible builds have them, become 1980.
+    with ZipFile(target, "w", compression=ZIP_DEFLATED, strict_timestamps=False) as archive:
         for number, (inside, path) in enumerate(files):
             progress("Packing files", number / len(files))
             preview.append(f"{inside} - {path.stat().st_size:,} B")
@@ -218,7 +223,8 @@ class _Form:
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._head
-        while block := self._stream.read(1 << 18):
+        # A file that grows meanwhile is sent as long as was said.
+        while block := self._stream.read(min(1 << 18, self._size - self._done)):
             yield block
             self._done += len(block)
             self._tell(self._done)
