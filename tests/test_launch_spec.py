@@ -237,8 +237,11 @@ def test_unknown_fields_are_named() -> None:
     assert caught.value.detail["field"] == "qeue"
 
 
+HUGE = 10**400
+"""JSON has it, no floating-point number does."""
+
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.just(HUGE) | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
@@ -276,7 +279,7 @@ PLAUSIBLE = {
     "clone_repo": st.fixed_dictionaries(
         {"url": st.text(max_size=20)}, optional={"branch": st.text(max_size=5)}
     ),
-    "idle_timeout_min": st.floats() | st.integers(),
+    "idle_timeout_min": st.floats() | st.integers() | st.just(HUGE),
     "password": st.text(max_size=12),
 }
 

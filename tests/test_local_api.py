@@ -294,6 +294,90 @@ def test_refusals(
     assert (caught.value.status, caught.value.subcode, caught.value.message) == (400, subcode, message)
 
 
+# What refuses it is a state: {full} is a queue that holds the Task {waiting}, {empty} one that holds nothing.
+STATE_REFUSALS: list[tuple[str, dict[str, Any], int, str]] = [
+    ("tasks.edit", {"task": "{waiting}"}, 110, "Invalid task status: expected=created, status=queued"),
+    (
+        "tasks.enqueue",
+        {"task": "{running}"},
+        110,
+        "Invalid task status (Invalid status change): current_status=in_progress, new_status=queued",
+    ),
+    (
+        "tasks.reset",
+        {"task": "{published}"},
+        110,
+        "Invalid task status: task_id={published}, status=published",
+    ),
+    (
+        "tasks.delete",
+        {"task": "{waiting}"},
+        123,
+        "Task cannot be deleted (due to status, use force=True): task={waiting}, expected=created, current=queued",
+    ),
+    (
+        "tasks.enqueue",
+        {"task": "{waiting}", "queue": "{full}"},
+        706,
+        "Failed adding task to queue since task is already queued: task={waiting}",
+    ),
+    (
+        "tasks.enqueue",
+        {"task": "{waiting}", "queue": "{empty}", "queue_name": "empty"},
+        12,
+        "Validation error (Either queue id or queue name should be provided)",
+    ),
+    (
+        "queues.update",
+        {"queue": "{empty}", "name": "full"},
+        801,
+        (
+            "Value combination already exists (unique field already contains this value): "
+            f"name=full, company={COMPANY}"
+        ),
+    ),
+    ("queues.delete", {"queue": "{full}"}, 702, "Queue is not empty (use force=true to delete): id={full}"),
+    (
+        "queues.remove_task",
+        {"queue": "{empty}", "task": "{waiting}"},
+        703,
+        f"Invalid queue id or task not in queue: task={{waiting}}, id={{empty}}, company={COMPANY}",
+    ),
+    (
+        "projects.create",
+        {"name": "Proj1", "description": ""},
+        801,
+        f"Project with the same name already exists: name=Proj1, company={COMPANY}",
+    ),
+    (
+        "projects.delete",
+        {"project": "{project}"},
+        402,
+        "Project has associated tasks (use force=true): id={project}",
+    ),
+]
+
+
+def test_refusals_of_a_state(clearml_server: Server) -> None:
+    names = {
+        "project": clearml_server.call("projects.create", name="Proj1", description="")["id"],
+        "full": clearml_server.call("queues.create", name="full")["id"],
+        "empty": clearml_server.call("queues.create", name="empty")["id"],
+    }
+    for name in ("waiting", "running", "published"):
+        names[name] = new_task(clearml_server, project=names["project"])
+    clearml_server.call("tasks.enqueue", task=names["waiting"], queue=names["full"])
+    bring_to(clearml_server, names["running"], "in_progress")
+    bring_to(clearml_server, names["published"], "published")
+    for call, body, subcode, message in STATE_REFUSALS:
+        filled = {key: value.format(**names) for key, value in body.items()}
+        with pytest.raises(ApiRefusal) as caught:
+            clearml_server.call(call, **filled)
+        refusal = caught.value
+        assert (refusal.status, refusal.subcode, refusal.message) == (400, subcode, message.format(**names))
+    assert clearml_server.task(names["waiting"])["status"] == "queued"
+
+
 ODD: tuple[Any, ...] = (1, True, "x", ["x"], [1], [None], {"a": 1}, [{"a": 1}])
 """Values of all JSON types, one of which at most is right for a field."""
 
