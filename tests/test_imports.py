@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 _GROUND = {"models", "errors", "deadlines"}
 _BACK = _GROUND | {"launch_spec", "launch_fields", "files", "redact", "phases"}
 _MIDDLE = _BACK | {"backend", "ssh", "presets"}
-_SESSIONS = _MIDDLE | {"attached_file", "attachment", "record", "poller", "sessions", "forwards", "workspace"}
+_KNOWN = _MIDDLE | {"attached_file", "attachment", "record"}
+_SESSIONS = _KNOWN | {"roster", "reader", "poller", "sessions", "forwards", "workspace"}
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"extension", "magic"},
@@ -32,6 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "presets": _BACK,
     "attachment": _GROUND | {"phases", "ssh"},
     "record": _MIDDLE | {"attachment"},
+    "roster": _KNOWN,
+    "reader": _KNOWN | {"roster"},
     "sessions": _SESSIONS,
     "forwards": _SESSIONS,
     "workspace": _SESSIONS,
