@@ -237,7 +237,8 @@ class LaunchSpec:
     docker_network: str = _option(
         "network",
         "Docker network",
-        "'host': that of the machine; 'port': publish the SSH port only; 'none': leave it to the cluster.",
+        "'host': that of the machine; 'port': publish the SSH port only, and name the machine as the gateway; "
+        "'none': leave it to the cluster.",
         _text(check.one_of("host", "port", "none"), enum=["host", "port", "none"]),
         "host",
     )

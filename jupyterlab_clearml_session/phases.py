@@ -100,6 +100,7 @@ def services(task: Task) -> Services:
         _port(runtime.get("external_tcp_port"))
         or _port(parameters.get("properties/k8s-pod-port"))
         or _port(parameters.get("properties/external_ssh_port"))
+        or _port_of_machine(runtime.get("_external_host_tcp_port_mapping"), internal)
         or internal
     )
     return Services(
@@ -212,6 +213,15 @@ def _option(task: Task, name: str) -> bool:
     if value is None:
         value = task.parameters.get(f"General/{name}", "")
     return str(value).strip().lower() != "false"
+
+
+def _port_of_machine(mapping: Any, port: int | None) -> int | None:
+    """Return the machine's port that leads to a container's, as the agent noted it: "10022:10022,8080:80"."""
+    for pair in str(mapping or "").split(","):
+        outside, _, inside = pair.partition(":")
+        if _port(inside) == port:
+            return _port(outside)
+    return None
 
 
 def _port(value: Any) -> int | None:

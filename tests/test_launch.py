@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import re
+import shlex
 import socket
 import subprocess
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clearml_agent.helper.docker_args import DockerArgsSanitizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +40,7 @@ from jupyterlab_clearml_session.errors import (
 )
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
 from jupyterlab_clearml_session.models import HostKeyTrust, Task
+from jupyterlab_clearml_session.phases import services
 
 from .local_fixture import ClearMLUnderTest
 
@@ -130,11 +133,26 @@ def test_a_session_of_an_old_client_keeps_its_section() -> None:
         ({"docker_network": "none", "docker": "image"}, ""),
         ({"docker_network": "port"}, "-p 10022:10022"),
         ({"docker_network": "port", "remote_ssh_port": "2222:2250"}, "-p 2222:2222"),
+        ({"docker_network": "port", "docker_args": "-p 10022:10022 -e A=1"}, "-p 10022:10022 -e A=1"),
         ({"docker_network": "host", "docker_args": "--network host -e A=1"}, "--network host -e A=1"),
     ],
 )
 def test_docker_networks(spec: dict[str, Any], arguments: str) -> None:
     assert _drafted(spec)["container"]["arguments"] == arguments
+
+
+def test_a_published_port_is_followed_where_the_real_agent_puts_it() -> None:
+    """Without docker: the agent takes another port where ours is in use, and notes which."""
+    with socket.create_server(("", 0)) as busy:
+        port = busy.getsockname()[1]
+        spec = {"docker_network": "port", "remote_ssh_port": f"{port}:{port}", "remote_gateway": "gpu-1"}
+        command = ["docker", "run", *shlex.split(_drafted(spec)["container"]["arguments"])]
+        _, noted = DockerArgsSanitizer.resolve_port_mapping({}, command)
+    published = {"properties/internal_ssh_port": str(port), "properties/external_address": "gpu-1"}
+    found = services(Task(id=TASK, name="a", status="in_progress", parameters=published, runtime=noted))
+    assert (found.address, found.internal_ssh_port) == ("gpu-1", port)
+    assert noted == {"_external_host_tcp_port_mapping": f"{found.ssh_port}:{port}"}
+    assert found.ssh_port != port
 
 
 def test_no_container_where_the_cluster_decides() -> None:

@@ -283,7 +283,8 @@ def _container(
         command += " --network host"
     if spec.docker_network == "port":
         port = spec.remote_ssh_port.partition(":")[0] or _TCP_PORT
-        command += f" -p {port}:{port}"
+        published = f"-p {port}:{port}"
+        command += "" if published in command else f" {published}"
     image, _, arguments = command.partition(" ")
     return {"image": image, "arguments": arguments, "setup_shell_script": ""}
 
