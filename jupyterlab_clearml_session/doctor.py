@@ -7,13 +7,16 @@ import logging
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
+from .backend import configuration
 from .backend.client import ClearMLClient
 from .errors import (
     ClearMLSessionError,
     LocalModeFailed,
     NotConfigured,
     SessionFailed,
+    TunnelDown,
     UnknownQueue,
+    UnknownSession,
 )
 from .models import SshTarget
 from .phases import services
@@ -84,7 +87,7 @@ class _Doctor:
 
     async def configuration(self) -> str:
         if not self._client.is_configured():
-            raise NotConfigured("There is neither a clearml.conf nor CLEARML_API_* in the environment")
+            raise NotConfigured(configuration.why_not())
         return "found"
 
     async def server(self) -> str:
@@ -106,13 +109,20 @@ class _Doctor:
 
     async def session(self) -> str:
         task = await self._client.task(self._session_id)
+        if "interactive" not in task.system_tags:
+            raise UnknownSession(
+                "This Task is not an interactive session", hint="'%clearml_session list' lists them."
+            )
         published = services(task)
         if task.status != "in_progress":
             raise SessionFailed(
                 f"The session is {task.status}", hint="Only a running session can be reached."
             )
         if not published.up:
-            raise SessionFailed("The remote script has not published its services yet")
+            raise SessionFailed(
+                "The remote script has not published its services yet",
+                hint="Wait a little; if it stays so, the Task's console says why.",
+            )
         self._target = ssh_target(task)
         if published.jupyter_port:
             self._jupyter = published.jupyter_port, published.token
@@ -127,7 +137,11 @@ class _Doctor:
 
         self._tunnel = Tunnel(answer, log=logging.getLogger("clearml-session"))
         self._tunnel.start()
-        await self._tunnel.wait_up(_CONNECT_DEADLINE)
+        try:
+            await self._tunnel.wait_up(_CONNECT_DEADLINE)
+        except TunnelDown as error:
+            cause = error.detail.get("cause") or {"message": "Nothing answered in time", "hint": ""}
+            raise TunnelDown(str(cause["message"]), hint=str(cause["hint"])) from None
         return f"up, host key {target.trust.value}"
 
     async def jupyter(self) -> str:

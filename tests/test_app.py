@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,65 @@ def test_without_a_configuration_the_doctor_names_the_two_doors(doctor: Doctor) 
     assert "ok   installation: clearml " in said
     assert "FAIL  configuration" in said
     assert "paste credentials" in said
+
+
+def test_a_configuration_that_is_no_good_is_named(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "clearml.conf").write_text("api { }")
+    _, said = doctor({})
+    assert "clearml.conf holds no access_key" in said
+    (tmp_path / "clearml.conf").unlink()
+    broken = (
+        tmp_path / "broken.conf"
+    )  # not in HOME: the SDK remembers for all tests what is there when it is imported
+    broken.write_text("api { credentials { access_key: 'x")
+    _, said = doctor({"CLEARML_CONFIG_FILE": str(broken)})
+    assert "FAIL  ClearML server: The ClearML configuration cannot be read" in said
+    assert "Correct that file" in said
+    _, said = doctor({"CLEARML_CONFIG_FILE": "/no/such/clearml.conf"})
+    assert "CLEARML_CONFIG_FILE names /no/such/clearml.conf, which is not there" in said
+
+
+def test_each_step_to_a_session(
+    doctor: Doctor, clearml_server: ClearMLUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the agent and the remote script would tell ClearML, the test tells it."""
+    monkeypatch.setattr("jupyterlab_clearml_session.doctor._CONNECT_DEADLINE", 1.0)
+    environment = clearml_environment(clearml_server.credentials)
+    queue = clearml_server.call("queues.get_all")["queues"][0]["id"]
+    clearml_server.call("workers.register", worker="w1", queues=[queue])
+    assert doctor(environment)[0] == 0
+    training = clearml_server.call("tasks.create", name="training", type="training")["id"]
+    session = clearml_server.call(
+        "tasks.create", name="session", type="application", system_tags=["interactive"]
+    )["id"]
+    for wanted, says in [
+        ("..", "This is not the id"),
+        ("0" * 32, "ClearML has no such Task"),
+        (training, "This Task is not an interactive session"),
+    ]:
+        assert f"FAIL  session: {says}" in doctor({}, "--session", wanted)[1]
+    assert "FAIL  session: The session is created" in doctor({}, "--session", session)[1]
+    clearml_server.call("tasks.started", task=session, force=True)
+    assert "has not published its services yet" in doctor({}, "--session", session)[1]
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        ports = {"internal_ssh_port": str(nobody.getsockname()[1]), "jupyter_port": "8888"}
+        clearml_server.call(
+            "tasks.edit_hyper_params",
+            task=session,
+            force=True,
+            hyperparams=[
+                {"section": "properties", "name": name, "value": value}
+                for name, value in {**ports, "external_address": "127.0.0.1"}.items()
+            ],
+        )
+        clearml_server.call(
+            "tasks.edit_runtime", task=session, add_or_update={"_jupyter_token": "0123456789"}
+        )
+        _, said = doctor({}, "--session", session)
+    assert "ok   session: session, SSH at 127.0.0.1" in said
+    assert "FAIL  tunnel: Nothing listens on 127.0.0.1" in said
+    assert "0123456789" not in said
 
 
 def test_wrong_credentials(doctor: Doctor, clearml_server: ClearMLUnderTest) -> None:

@@ -55,9 +55,9 @@ class ClearMLClient(Configurable):
     request_timeout = Float(10.0, help="Seconds that one request to the ClearML API may take.").tag(
         config=True
     )
-    login_timeout = Float(
-        30.0, help="Seconds that the login may take, the import of the ClearML SDK included."
-    ).tag(config=True)
+    login_timeout = Float(30.0, help="Seconds that the login at the ClearML server may take.").tag(
+        config=True
+    )
     upload_timeout = Float(3600.0, help="Seconds that the upload of one session's files may take.").tag(
         config=True
     )

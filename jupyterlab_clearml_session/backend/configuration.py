@@ -38,6 +38,18 @@ def is_configured() -> bool:
         return False
 
 
+def why_not() -> str:
+    """Return, in one sentence, why there are no credentials, where `is_configured` says so."""
+    for prefix in _PREFIXES:
+        given = os.environ.get(f"{prefix}_CONFIG_FILE")
+        if given and active_file() is None:
+            return f"{prefix}_CONFIG_FILE names {given}, which is not there."
+    path = active_file()
+    if path is not None:
+        return f"{path} holds no access_key, or cannot be read."
+    return "There is neither a clearml.conf nor CLEARML_API_* in the environment."
+
+
 def active_file() -> Path | None:
     """Return the configuration file in use, or None where there is none."""
     for prefix in _PREFIXES:

@@ -79,7 +79,10 @@ class BoundedSession(Session):
         except MissingConfigError:
             raise NotConfigured("ClearML is not configured on this machine.") from None
         except ConfigurationError as error:
-            raise NotConfigured(f"The ClearML configuration cannot be read: {error}") from None
+            raise NotConfigured(
+                f"The ClearML configuration cannot be read: {error}",
+                hint="Correct that file; or take it away, and paste credentials in the panel.",
+            ) from None
         except LoginError as error:
             raise _typed(error) from None
 
