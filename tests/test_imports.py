@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "magic": _GROUND | {"launch_spec"},
     "extension": _SESSIONS | {"proxy", "kernels", "api", "local"},
     "app": {"demo", "doctor"},
-    "demo": {"deadlines"},
+    "demo": {"deadlines", "phases"},
     "doctor": _SESSIONS,
 }
 

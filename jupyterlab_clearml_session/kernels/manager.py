@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import re
 import socket
@@ -298,7 +299,7 @@ class SessionKernelManager:
         future = asyncio.run_coroutine_threadsafe(self._connect(session_id, client_id), self._loop)
         try:
             return future.result(DIAL_TIMEOUT)
-        except TimeoutError as error:
+        except concurrent.futures.TimeoutError as error:  # before Python 3.11 not the built-in one
             future.cancel()
             raise RemoteDeadline("The kernel helper did not answer in time.") from error
 
