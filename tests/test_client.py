@@ -600,15 +600,14 @@ async def test_the_loop_goes_on_while_the_server_is_frozen(clearml_server: Clear
     client = ClearMLClient(request_timeout=2.0)
     client.use_local(clearml_server.credentials)
     await client.queues()
-    longest, last = 0.0, time.monotonic()
     with clearml_server.front.fault("freeze"):
         calls = [asyncio.ensure_future(client.queues()) for _ in range(20)]
-        while not all(call.done() for call in calls):
-            await asyncio.sleep(0.01)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        # A call that held the loop would have come to its end by now, one after the other.
+        assert not any(call.done() for call in calls)
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(result) for result in results} == {ClearMLDeadline}
-    assert longest < 1.0, "a loop that waited for the server would have stood still for two seconds"
     assert len(await client.queues()) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -142,6 +143,17 @@ async def test_a_closed_channel_ends_its_command(tmp_path: Path, terminal: str |
         child = psutil.Process(int(await process.stdout.readline()))
         process.close()
         await asyncio.to_thread(child.wait, DEADLINE_S)
+
+
+@pytest.mark.parametrize("terminal", ["xterm", None])
+async def test_a_closed_channel_ends_its_command_below_nohup_too(
+    tmp_path: Path, terminal: str | None
+) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        await test_a_closed_channel_ends_its_command(tmp_path, terminal)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_a_signal_from_the_client(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ async def _run_with_pipes(
         stderr=asyncio.subprocess.PIPE,
         env=environment,
         start_new_session=True,
-        preexec_fn=_hear_hang_up,
+        preexec_fn=_heed_hang_up,
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -184,14 +184,14 @@ async def _run_in_terminal(
         os.close(main)
 
 
-def _hear_hang_up() -> None:
-    """Undo what a command inherits where JupyterLab was started with ``nohup``: it would outlive its channel."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def _take_terminal() -> None:
-    _hear_hang_up()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    _heed_hang_up()
+
+
+def _heed_hang_up() -> None:
+    """In the child: where JupyterLab was started with nohup, commands would inherit that, and never end."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 async def _copy_output(process: asyncssh.SSHServerProcess[bytes], terminal: int) -> None:
