@@ -66,7 +66,7 @@ class Supervisor:
         for number in range(1, self._agent_count + 1):
             worker = f"this-machine-{number}"
             sandbox = Sandbox(self._directory / f"agent-{number}", credentials, self._mode_id)
-            agent = Agent(sandbox, worker, _QUEUE, logs / f"agent-{number}.log", _say_agent_state)
+            agent = Agent(sandbox, worker, _QUEUE, logs / f"agent-{number}.log", self._agent_is)
             agent.start()
             self._agents.append(agent)
 
@@ -77,6 +77,21 @@ class Supervisor:
             if task["status"] in ("queued", "in_progress"):
                 context.store.remove_from_queues(task["id"])
                 set_status(context, task, "stopped", message="The machine was shut down", force=True)
+
+    def _agent_is(self, worker: str, state: str, status: int | None) -> None:
+        if state == "exited":
+            self._end_tasks_of(worker)
+        _say(event="agent", worker=worker, state=state, status=status)
+
+    def _end_tasks_of(self, worker: str) -> None:
+        """What an agent ran when it ended is over, and nobody else would say so."""
+        context = self._server.api.context
+        for task in context.store.tasks.values():
+            if task["status"] != "in_progress" or not str(task.get("last_worker")).startswith(f"{worker}:"):
+                continue
+            asked = task.get("status_message") == "stopping"
+            reason = "The agent that ran it ended"
+            set_status(context, task, "stopped" if asked else "failed", reason=reason, force=True)
 
     async def _start_guard(self) -> None:
         self._guard = await asyncio.create_subprocess_exec(
@@ -120,10 +135,6 @@ async def _watch_input(ended: asyncio.Event) -> None:
             ended.set()
 
     await loop.connect_read_pipe(Input, os.fdopen(0, "rb", closefd=False))
-
-
-def _say_agent_state(worker: str, state: str, status: int | None) -> None:
-    _say(event="agent", worker=worker, state=state, status=status)
 
 
 def _say(**message: Any) -> None:

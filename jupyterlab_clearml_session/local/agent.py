@@ -68,6 +68,7 @@ class Agent:
             self._on_state(self._worker, "running", None)
             await self._write_log(self._process)
             status = await self._process.wait()
+            await asyncio.to_thread(self._sandbox.end_left_overs, self._worker)
             self._on_state(self._worker, "exited", status)
         self._on_state(self._worker, "gave_up", None)
 

@@ -15,8 +15,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from . import guard
+
 MARKER = "JCS_LOCAL_MODE"
 """The variable that all processes of one LocalMode carry, with its own id: how they are found again."""
+
+_AGENT = "JCS_LOCAL_AGENT"
+"""The same for one agent and what it started."""
 
 _PASSED_ON = frozenset(
     [
@@ -114,8 +119,16 @@ class Sandbox:
             JUPYTER_PREFER_ENV_PATH="0",
         )
         passed[MARKER] = self._mode_id
+        passed[_AGENT] = self._agent_id(worker)
         _keep_user_packages(passed)
         return passed
+
+    def end_left_overs(self, worker: str) -> None:
+        """Kill what the agent of this name started and did not end. Blocks for up to 10 s."""
+        guard.kill_all(_AGENT, self._agent_id(worker))
+
+    def _agent_id(self, worker: str) -> str:
+        return f"{self._mode_id}/{worker}"
 
     def _hide_ourselves(self) -> None:
         """Sessions share our environment, but no remote machine has a ClearML panel in its JupyterLab."""

@@ -262,6 +262,24 @@ async def test_stop_and_restart(tmp_path: Path) -> None:
     assert belonging_to(tmp_path) == []
 
 
+async def test_a_killed_agent_takes_its_session_with_it_and_comes_back(tmp_path: Path) -> None:
+    mode = LocalMode(tmp_path, agents=1)
+    server = under_test(mode, await mode.start(), tmp_path)
+    running, waiting = launch_task(server, "import time\ntime.sleep(1000)"), launch_task(server, "print(1)")
+
+    def agent_and_its_task() -> list[psutil.Process]:
+        return [p for p in belonging_to(tmp_path) if {"daemon", "script.py"} & set(p.cmdline())]
+
+    while len(processes := agent_and_its_task()) < 2:
+        await asyncio.sleep(0.05)
+    next(process for process in processes if "daemon" in process.cmdline()).kill()
+    task = await asyncio.to_thread(server.wait_for_status, running, "failed")
+    assert task["status_reason"] == "The agent that ran it ended"
+    assert not any(process.is_running() for process in processes)
+    await asyncio.to_thread(server.wait_for_status, waiting, "completed")
+    await mode.stop()
+
+
 async def test_start_twice_is_the_same(tmp_path: Path) -> None:
     mode = LocalMode(tmp_path, agents=0)
     first, second = await asyncio.gather(mode.start(), mode.start())
