@@ -9,7 +9,7 @@ from dataclasses import replace
 from logging import Logger
 
 from .backend.client import ClearMLClient
-from .errors import ClearMLDeadline, ClearMLSessionError, ClearMLUnreachable, UnknownSession, UnknownTask
+from .errors import ClearMLSessionError, UnknownSession, UnknownTask
 from .models import TASK_ID, LogLine, Ref
 from .record import Record
 from .redact import redact, secrets_of
@@ -89,9 +89,17 @@ class Reader:
         return record
 
     async def again(self, record: Record) -> None:
-        """Read a session that is over: no tick does. Raises UnknownSession; a ClearML that is away is no error."""
-        with self.known(record.task.id), contextlib.suppress(ClearMLUnreachable, ClearMLDeadline):
-            record.see(await self._client.task(record.task.id))
+        """Read a session that is over: no tick does. Raises UnknownSession; a ClearML in trouble is no error."""
+        if self._roster.backend_error is not None:
+            return
+        try:
+            with self.known(record.task.id):
+                record.see(await self._client.task(record.task.id))
+        except UnknownSession:
+            raise
+        except ClearMLSessionError as error:
+            self._log.debug("clearml-session: %s", error.message)
+        else:
             self._roster.update(record)
 
     async def log(self, record: Record, limit: int, before: str | None = None) -> Sequence[LogLine]:

@@ -52,7 +52,8 @@ class Roster:
         self._on_ready: list[OnReady] = []
         self._on_gone: list[OnGone] = []
         self._background: set[asyncio.Task[None]] = set()
-        self._backend_error: Mapping[str, Any] | None = None
+        self.backend_error: Mapping[str, Any] | None = None
+        """Why ClearML could not be asked at the last tick, as JSON; None where it could."""
 
     @property
     def any_wanted(self) -> bool:
@@ -154,9 +155,9 @@ class Roster:
     def tell_backend(self, error: ClearMLSessionError | None) -> None:
         """Tell how ClearML answers, where that is news; None is well."""
         told = error.to_json() if error is not None else None
-        if told == self._backend_error:
+        if told == self.backend_error:
             return
-        self._backend_error = told
+        self.backend_error = told
         self._emit("backend", None, {"error": told})
 
     def _emit(self, kind: str, session: Session | None, data: Mapping[str, Any] | None = None) -> None:
