@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import re
 import shlex
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -591,6 +593,23 @@ async def test_several_paths_are_one_archive(
     ]
     assert names == ["my data/one.txt", "my data/sub/two.bin", "single.txt"]
     assert artifact["type"] == "archive"
+
+
+async def test_a_file_from_before_1980_is_uploaded(client: ClearMLClient, files: Path) -> None:
+    os.utime(files / "one.txt", (0, 0))  # as reproducible builds set it; a zip cannot say it
+    await client.launch(LaunchSpec(upload_files=(str(files),)))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file systems there take Unicode names only")
+async def test_a_name_that_is_not_unicode_is_refused_and_leaves_nothing(
+    client: ClearMLClient, clearml_server: ClearMLUnderTest, files: Path
+) -> None:
+    Path(os.fsdecode(os.fsencode(files) + b"/\xff")).touch()
+    with pytest.raises(InvalidInput) as caught:
+        await client.launch(LaunchSpec(upload_files=(str(files),)))
+    assert caught.value.detail["field"] == "upload_files"
+    assert json.dumps(caught.value.to_json())
+    assert clearml_server.call("tasks.get_all")["tasks"] == []
 
 
 def test_two_things_of_one_name_cannot_be_uploaded(tmp_path: Path) -> None:
