@@ -10,7 +10,7 @@ from logging import Logger
 
 from .backend.client import ClearMLClient
 from .errors import ClearMLSessionError, UnknownSession, UnknownTask
-from .models import TASK_ID, LogLine, Ref
+from .models import TASK_ID, LogLine, Queue, Ref
 from .record import Record
 from .redact import redact, secrets_of
 from .roster import Roster
@@ -137,9 +137,10 @@ class Reader:
         self._queues_read = now
         queues = {queue.id: queue for queue in await self._client.queues()}
         for record in self._roster.records.values():
-            queue = queues.get(record.task.queue.id) if record.task.queue else None
-            if queue is None or record.task.status != "queued":
+            if record.task.status != "queued" or record.task.queue is None:
                 continue
+            # A queue that was deleted leaves its sessions waiting: no agent will ever come.
+            queue = queues.get(record.task.queue.id) or Queue(record.task.queue.id, "")
             waiting = record.task.id in queue.entries
             record.position = queue.entries.index(record.task.id) + 1 if waiting else None
             record.workers = len(queue.workers)

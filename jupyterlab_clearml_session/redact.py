@@ -32,8 +32,8 @@ _LOGIN = re.compile(r"(\bLOGIN u:\S* p:)\S+")
 _URL_CREDENTIALS = re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@|(https?://)[^/\s@]+@")
 _PEM_BEGIN = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _PEM_END = re.compile(r"-----END [A-Z ]*PRIVATE KEY-----")
-# A line within a key, all but its last one: the lines may begin in the middle of it.
-_PEM_BODY = re.compile(r"[A-Za-z0-9+/]{60,76}={0,2}")
+# A line within a key, all but its last one: the lines may begin in the middle of it. Neither a hash nor most paths.
+_PEM_BODY = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*\d)[A-Za-z0-9+/]{60,76}={0,2}")
 _PEM_INLINE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL)
 
 

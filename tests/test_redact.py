@@ -58,4 +58,5 @@ def test_a_private_key_in_one_line_is_masked() -> None:
 
 def test_ordinary_lines_stay_as_they_are() -> None:
     lines = ["Collecting torch==2.1", "Installing SSH Server on host [10.0.0.1]", "", "ssh://git@host/x.git"]
+    lines += ["0123456789abcdef" * 4, "/home/someone/" + "folder/" * 8]
     assert redact(lines, secrets_of(RUNTIME)) == lines

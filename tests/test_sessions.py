@@ -160,6 +160,36 @@ async def test_agents_are_told_of_only_while_a_session_waits(
         assert (started.queue.position, started.queue.workers) == (None, None)
 
 
+async def test_a_session_whose_queue_was_deleted_can_be_shut_down(
+    clearml_server: ClearMLUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = clearml_server.call("queues.create", name="for now")["id"]
+    clearml_server.call("workers.register", worker="w1", queues=[queue])
+    async with manager_of(clearml_server, tmp_path) as manager:
+        texts: asyncio.Queue[str] = asyncio.Queue()
+        manager.subscribe(lambda event: texts.put_nowait(event.session.phase_text) if event.session else None)
+
+        async def told(text: str) -> None:
+            while await asyncio.wait_for(texts.get(), DEADLINE) != text:
+                pass
+
+        session_id = (await manager.launch(LaunchSpec(name="a session", queue="for now"))).id
+        await told("Waiting in the queue, place 1, 1 agent")
+        call = Connection.call
+
+        async def without_queues(self: Connection, endpoint: str, **body: Any) -> dict[str, Any]:
+            """As a server that leaves the sessions of a deleted queue waiting."""
+            return {"queues": []} if endpoint == "queues.get_all_ex" else await call(self, endpoint, **body)
+
+        monkeypatch.setattr(Connection, "call", without_queues)
+        await told("Waiting: no agent serves this queue")
+        monkeypatch.undo()
+        clearml_server.call("queues.delete", queue=queue, force=True)
+        await told("Created, not yet in a queue")
+        await manager.shutdown(session_id)
+        await until(lambda: manager.get(session_id), Phase.ENDED)
+
+
 async def test_what_was_attached_is_looked_for_until_clearml_is_back(
     clearml_server: ClearMLUnderTest, tmp_path: Path
 ) -> None:
