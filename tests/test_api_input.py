@@ -125,6 +125,8 @@ OTHERS = [
             ({"remote_port": "http"}, "remote_port"),
             ({"remote_port": True}, "remote_port"),
             ({"remote_port": 80, "local_port": -1}, "local_port"),
+            ({"remote_port": 80, "local_port": ""}, "local_port"),
+            ({"remote_port": 80, "local_port": False}, "local_port"),
             ({"remote_port": 80, "show_password": True}, "show_password"),
             ({"remote_port": "ssh", "show_password": "yes"}, "show_password"),
             ({"remote_port": 80, "surprise": 1}, "surprise"),

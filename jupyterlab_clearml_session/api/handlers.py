@@ -205,7 +205,8 @@ class ForwardsHandler(SessionAPIHandler):
         remote_port = body.pop("remote_port", None)
         if remote_port != SSH:
             remote_port = _port(remote_port, "remote_port", least=1)
-        local_port = _port(body.pop("local_port", None) or 0, "local_port", least=0)
+        local_port = body.pop("local_port", None)
+        local_port = 0 if local_port is None else _port(local_port, "local_port", least=0)
         show_password = body.pop("show_password", False)
         if not isinstance(show_password, bool):
             raise InvalidInput("show_password must be true or false", field="show_password")
