@@ -4,7 +4,9 @@ Each try is a cell that prints 100,000 numbered lines with display updates betwe
 something breaks. Everything runs on this machine: the real helper and a real kernel, behind a real OpenSSH server
 (in a mount namespace of its own; needs root) where SSH is what breaks.
 
-    python -m bench.faults [--tries N] [--parallel N] [--only WORD] [--freeze SECONDS]
+    python -m bench.faults [--tries N] [--first N] [--parallel N] [--only WORD] [--freeze SECONDS]
+
+Where in a try something breaks follows from the try's number: ``--first`` gives other ones.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -498,12 +501,12 @@ class Sshd:
 
             return session.count(COUNT, at(somewhere(rnd), lose))
 
-    def server_killed(self, rnd: random.Random) -> Result:
-        """A real Jupyter server is killed within one count, again and again; a page comes back to each next one."""
+    def server_killed(self, rnd: random.Random, *, reopened: bool = False) -> Result:
+        """A real Jupyter server is killed within one count, again and again; a page comes to each next one."""
         with tempfile.TemporaryDirectory(prefix="f-") as name, remote_machine(Path(name)) as machine:
             count = Count(step=20, pause=0.0, gates=Path(name), parts=KILLS + 1)
             server = kernel_server(Path(name) / "server", machine, self.target())
-            outcome = run_and_kill(server, NAME, count, rnd)
+            outcome = run_and_kill(server, NAME, count, rnd, reopened=reopened)
             note = f"{outcome.repeated_messages} messages passed over"
             return Result(outcome.verdict, note, tries=KILLS)
 
@@ -548,11 +551,11 @@ class Row:
         return [self.name, *numbers, "yes" if self.in_order else "NO", notes]
 
 
-def run(name: str, fault: Fault, runs: int, parallel: int) -> Row:
-    """Try a fault so many times, some of them at once."""
+def run(name: str, fault: Fault, runs: range, parallel: int) -> Row:
+    """Try a fault once for each number, some of them at once."""
     row = Row(name)
     with ThreadPoolExecutor(parallel) as pool:
-        for result in pool.map(fault, [random.Random(f"{name} {number}") for number in range(runs)]):
+        for result in pool.map(fault, [random.Random(f"{name} {number}") for number in runs]):
             row.add(result)
     return row
 
@@ -560,8 +563,9 @@ def run(name: str, fault: Fault, runs: int, parallel: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=3, help="of each fault")
+    parser.add_argument("--first", type=int, default=0, help="number of the first try")
     parser.add_argument("--parallel", type=int, default=2, help="tries at once")
-    parser.add_argument("--only", default="", help="faults whose name holds this")
+    parser.add_argument("--only", default="", help="faults whose name matches this")
     parser.add_argument("--freeze", type=float, default=30.0, help="seconds for which sshd is frozen")
     arguments = parser.parse_args()
     if os.geteuid() != 0 or shutil.which("sshd", path="/usr/sbin:/usr/bin") is None:
@@ -573,13 +577,10 @@ def main() -> None:
         # The fault, its tries in one run, and how many times as many of it as of the others can run at once.
         faults: dict[str, tuple[Fault, int, int]] = {
             "SSH connection reset": (sshd.connection_reset, 1, 1),
-            frozen: (
-                sshd.child_frozen_and_killed,
-                1,
-                5,
-            ),
+            frozen: (sshd.child_frozen_and_killed, 1, 2),
             "the tunnel loses its socket": (sshd.socket_lost, 1, 1),
             "local server killed by SIGKILL, started again": (sshd.server_killed, KILLS, 1),
+            "the same, and the notebook opened anew": (partial(sshd.server_killed, reopened=True), KILLS, 1),
             "channel cut in the middle of a frame, five times": (cut_in_a_frame, 1, 1),
             "duplicate, overlapping and stale frames": (stale_frames, 1, 1),
             "interrupt pressed three times in an outage": (interrupted_in_an_outage, 1, 1),
@@ -589,12 +590,13 @@ def main() -> None:
             "disk for the overflow full": (disk_full, 1, 1),
         }
         rows = []
+        last = arguments.first + arguments.tries
         try:
             for name, (fault, tries_a_run, more) in faults.items():
-                if re.search(re.escape(arguments.only), name, re.IGNORECASE):
-                    runs = -(-arguments.tries // tries_a_run)
+                if re.search(arguments.only, name, re.IGNORECASE):
+                    runs = range(arguments.first // tries_a_run, -(-last // tries_a_run))
                     begin = time.monotonic()
-                    row = run(name, fault, runs, min(runs, arguments.parallel * more))
+                    row = run(name, fault, runs, min(len(runs), arguments.parallel * more))
                     rows.append(row.cells)
                     print(
                         f"{time.monotonic() - begin:6.0f} s",

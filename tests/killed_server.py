@@ -105,7 +105,7 @@ def kernel_server(folder: Path, machine: RemoteMachine, target: SshTarget) -> La
 
 
 class Page:
-    """A notebook page as far as a kernel sees it: its websocket is opened again under the same name."""
+    """A notebook page as far as a kernel sees it: its websocket is opened again, by the same name or another."""
 
     def __init__(self, server: LabServer, kernel_id: str) -> None:
         self.twice = 0
@@ -116,8 +116,10 @@ class Page:
         self._seen: set[str] = set()
         self._socket: websocket.WebSocket | None = None
 
-    def connect(self) -> None:
-        """Open the websocket and ask for the kernel's info, as a page does."""
+    def connect(self, *, reopened: bool = False) -> None:
+        """Open the websocket and ask for the kernel's info, as a page does; a reopened one has another name."""
+        if reopened:
+            self._session = uuid.uuid4().hex
         where = f"ws://127.0.0.1:{self._server.port}/api/kernels/{self._kernel_id}/channels"
         self._socket = websocket.create_connection(
             f"{where}?session_id={self._session}&token={self._server.token}",
@@ -184,8 +186,14 @@ class Outcome:
     repeated_messages: int
 
 
-def run_and_kill(server: LabServer, kernel_name: str, count: Count, rnd: random.Random) -> Outcome:
-    """Run a counting cell and kill the server in the middle of each part but the last."""
+def run_and_kill(
+    server: LabServer, kernel_name: str, count: Count, rnd: random.Random, *, reopened: bool = False
+) -> Outcome:
+    """Run a counting cell and kill the server in the middle of each part but the last.
+
+    With ``reopened`` it is a new page that comes after a kill: the notebook was closed and opened again. The reply
+    is for the page that sent the cell, as with a local kernel, and is not looked at then.
+    """
     server.start()
     try:
         server.until(lambda: kernel_name in server.call("GET", "api/kernelspecs").body["kernelspecs"])
@@ -210,7 +218,7 @@ def run_and_kill(server: LabServer, kernel_name: str, count: Count, rnd: random.
                     idle = idle or message["content"].get("execution_state") == "idle"
                 elif message["msg_type"] == "execute_reply":
                     replies.append(message["content"])
-                if last and idle and replies:
+                if last and idle and (replies or reopened):
                     break
                 if not last and not killed and len(shown) >= limit:
                     server.kill()
@@ -218,9 +226,9 @@ def run_and_kill(server: LabServer, kernel_name: str, count: Count, rnd: random.
             if not last:
                 server.start()
                 server.until(lambda: server.call("GET", f"api/kernels/{kernel}").status == 200)
-                page.connect()
+                page.connect(reopened=reopened)
         page.close()
         server.call("DELETE", f"api/kernels/{kernel}")
-        return Outcome(count.judge(shown, replies), page.twice)
+        return Outcome(count.judge(shown, None if reopened else replies), page.twice)
     finally:
         server.stop()

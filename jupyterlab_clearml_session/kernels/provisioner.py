@@ -18,7 +18,7 @@ from ..deadlines import within
 from ..errors import KernelFailed, TunnelDown
 from .channel import SessionChannel
 from .hub import Hub, OutsideHub, outside_hub
-from .port import KernelPort
+from .port import HOLD_LIMIT, KernelPort
 from .shown import ShownKernel, Watcher
 
 POLL_INTERVAL = 0.05
@@ -53,6 +53,7 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
         super().__init__(**kwargs)
         self._again: dict[int, list[str]] = {}
         self._watchers: dict[str, Watcher] = {}
+        self._awaited = 0
 
     # -- what KernelManager asks for -----------------------------------------------------------------------
 
@@ -145,6 +146,7 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
         self._pid = kernel["pid"]
         again = kernel.get("adopted", {}).get("again", {})
         self._again = {int(channel): messages for channel, messages in again.items()}
+        self._awaited = len(notes)
         self._prepare_server(busy="adopted" in kernel and kernel["state"] == "busy")
         self._launched = self._started_before = True
         self._told = False
@@ -194,7 +196,17 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
             return None
         watcher = Watcher(note, self._again, lambda watcher: self._owed(session, watcher))
         self._watchers[session] = watcher
+        if self._awaited and len(self._watchers) >= self._awaited:
+            self._forget_absent()
+        elif self._awaited and len(self._watchers) == 1:
+            asyncio.get_running_loop().call_later(HOLD_LIMIT, self._forget_absent)
         return watcher
+
+    def _forget_absent(self) -> None:
+        """The output waits no longer for those who watched before: if they come, it will have gone."""
+        if self._awaited and self._shown is not None and not self._left_alone:
+            self._awaited = 0
+            self._shown.keep(self._watchers)
 
     def _owed(self, session: str, watcher: Watcher) -> bool:
         """Whether a closed websocket's note is of use: its successor has it now, or this server is ending."""

@@ -4,20 +4,21 @@ A server that is killed takes along what it had received and not yet passed on. 
 killed server knew. So the id of the last message that has gone out to a browser is written to a file, which the
 system's page cache keeps when the process is killed.
 
-Not for each message: a flood would be a tenth slower (each system call lets another thread take the interpreter).
-So up to `INTERVAL` of output can come twice; JupyterLab's pages pass over it, by the ids of the messages.
+It is written right after the message (where the browser is slow, in the next turn of the event loop). What a kill
+between the two leaves out, one message in most cases, comes twice. JupyterLab's pages pass over that, by the id.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +27,6 @@ from ..remote.messages import CONTROL, IOPUB, SHELL, STDIN
 KERNEL_ID = r"[\w-]{1,64}"
 CELL = 128
 """Bytes for the id of one channel's last message."""
-INTERVAL = 0.02
-"""Seconds between two writes."""
 CHANNELS = (SHELL, IOPUB, STDIN, CONTROL)
 FORGET_AFTER = 15 * 24 * 3600.0
 """Seconds after which what is noted of a kernel is of no use: no helper waits longer for a client."""
@@ -69,8 +68,7 @@ class ShownKernel:
         """Return the note about one browser, known by the id of its Jupyter session. Raises OSError."""
         self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        # The id comes from outside: not a name for a file.
-        return ShownBrowser(self._folder / hashlib.sha256(session.encode()).hexdigest()[:32])
+        return ShownBrowser(self._folder / _name(session))
 
     def read(self) -> list[dict[int, str]]:
         """Return for each browser the last message it was shown on each channel."""
@@ -79,6 +77,14 @@ class ShownKernel:
             for path in self._folder.iterdir():
                 notes.append(_decode(path.read_bytes()))
         return [note for note in notes if note]
+
+    def keep(self, sessions: Collection[str]) -> None:
+        """Forget all browsers but these."""
+        names = {_name(session) for session in sessions}
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._folder.iterdir():
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """The kernel was shut down."""
@@ -98,7 +104,8 @@ class ShownBrowser:
 
     def note(self, channel: int, message_id: bytes) -> None:
         """The browser has been sent this message. Raises OSError."""
-        os.pwrite(self._fd, message_id[:CELL].ljust(CELL, b"\0"), CELL * channel)
+        if _pwrite(self._fd, message_id[:CELL].ljust(CELL, b"\0"), CELL, CELL * channel) != CELL:
+            raise OSError(ctypes.get_errno(), "what a browser was shown cannot be noted")
 
     def close(self) -> None:
         """Stop, but keep the note."""
@@ -108,6 +115,22 @@ class ShownBrowser:
         """The browser went away: nothing is owed to it."""
         self.close()
         self._path.unlink(missing_ok=True)
+
+
+def _name(session: str) -> str:
+    """The id comes from outside: not a name for a file."""
+    return hashlib.sha256(session.encode()).hexdigest()[:32]
+
+
+def _load_pwrite() -> Callable[[int, bytes, int, int], int]:
+    """The system call, without giving other threads the interpreter: they take it for longer than it lasts."""
+    pwrite = ctypes.PyDLL(None, use_errno=True).pwrite
+    pwrite.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_long)
+    pwrite.restype = ctypes.c_ssize_t
+    return pwrite
+
+
+_pwrite = _load_pwrite()
 
 
 def _decode(data: bytes) -> dict[int, str]:
@@ -123,7 +146,8 @@ class Watcher:
     note:
         Where it is noted what was sent.
     again:
-        By channel, messages that the kernel's helper sends again because another browser may lack them.
+        By channel, messages that the kernel's helper sends again because one of the browsers may lack them. Some
+        browser was shown each of them: a new one is not sent them.
     owed:
         Returns whether the note is still of use when the websocket has closed.
     """
@@ -136,12 +160,11 @@ class Watcher:
         self._note: ShownBrowser | None = note
         self._owed = owed
         self._count = 0
-        self._due: dict[int, bytes] = {}
-        self._timer: asyncio.TimerHandle | None = None
         self._noted: dict[int, int] = {}
         self._known: set[tuple[int, bytes]] = set()
-        for channel, last in note.read().items():
-            ids = again.get(channel, [])
+        shown = note.read()
+        for channel, ids in again.items():
+            last = shown.get(channel) if shown else ids[-1]
             if last in ids:
                 self._known |= {(channel, known.encode()) for known in ids[: ids.index(last) + 1]}
 
@@ -159,7 +182,6 @@ class Watcher:
 
     def leave(self) -> None:
         """The websocket has closed."""
-        self._write()
         note, self._note = self._note, None
         if note is None:
             return
@@ -176,21 +198,9 @@ class Watcher:
         if self._note is None or number < self._noted.get(channel, 0):
             return
         self._noted[channel] = number
-        self._due[channel] = message
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._write)
-
-    def _write(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._note is None:
-            return
         try:
-            for channel, message in self._due.items():
-                self._note.note(channel, message)
+            self._note.note(channel, message)
         except OSError:
             # An old note would be worse than none.
             self._note.remove()
             self._note = None
-        self._due.clear()
