@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from datetime import timedelta
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_server.utils import url_path_join
+from tornado.httpclient import HTTPClientError
 
+from jupyterlab_clearml_session.api.handlers import handlers
 from jupyterlab_clearml_session.errors import NotAttached, UnknownKernel
 from jupyterlab_clearml_session.kernels.channel import SessionChannel
 
@@ -155,22 +159,48 @@ async def test_a_kernel_is_adopted_by_the_next_server(machine: RemoteMachine, ap
 
 
 async def test_a_foreign_kernel_is_listed_adopted_on_request_and_killed(
-    machine: RemoteMachine, app: Any
+    machine: RemoteMachine, app: Any, jp_fetch: Any
 ) -> None:
-    """A kernel that another client left behind is not taken by itself, but offered."""
-    async with attached(machine, app) as setup:
+    """A kernel that another client left behind is not taken by itself, but offered. All of it over REST."""
+    about = {"name": "clearml-session"}
+    # In place of the whole extension: the handlers log with it.
+    app.web_app.settings["clearml-session"] = app
+    app.web_app.add_handlers(
+        ".*$", [(url_path_join(app.base_url, where), handler, about) for where, handler in handlers]
+    )
+    kernels = f"clearml-session/api/sessions/{SESSION_ID}/kernels"
+
+    async def listed() -> list[dict[str, Any]]:
+        answer = json.loads((await jp_fetch(kernels)).body)["kernels"]
+        assert isinstance(answer, list)
+        return answer
+
+    async with attached(machine, app):
         channel = SessionChannel(machine.dial)
         channel.start()
-        await asyncio.to_thread(start_kernel, channel, machine.home, "left-behind")
+        for kernel_id in ("left-behind", "unwanted"):
+            await asyncio.to_thread(start_kernel, channel, machine.home, kernel_id)
         await asyncio.to_thread(channel.close)
-        (known,) = await setup.kernels.list_kernels(SESSION_ID)
-        assert (known["id"], known["name"], known["adopted"]) == ("left-behind", "python3", False)
-        assert await setup.kernels.adopt(SESSION_ID, "left-behind") == "left-behind"
-        assert "left-behind" in app.kernel_manager
-        await setup.kernels.kill_kernel(SESSION_ID, "left-behind")
-        assert await setup.kernels.list_kernels(SESSION_ID) == []
-        with pytest.raises(UnknownKernel):
-            await setup.kernels.kill_kernel(SESSION_ID, "left-behind")
+        known = {kernel["id"]: kernel for kernel in await listed()}
+        assert sorted(known) == ["left-behind", "unwanted"]
+        assert {"id", "name", "state", "started", "adopted"} <= known["unwanted"].keys()
+        assert (known["unwanted"]["name"], known["unwanted"]["adopted"]) == ("python3", False)
+        answer = await jp_fetch(kernels, "left-behind", "adopt", method="POST", body="")
+        assert json.loads(answer.body) == {"id": "left-behind"}
+        assert app.kernel_manager.list_kernel_ids() == ["left-behind"]
+        assert {kernel["id"]: kernel["adopted"] for kernel in await listed()} == {
+            "left-behind": True,
+            "unwanted": False,
+        }
+        for kernel_id in ("unwanted", "left-behind"):
+            assert (await jp_fetch(kernels, kernel_id, method="DELETE")).code == 204
+        assert await listed() == []
+        assert app.kernel_manager.list_kernel_ids() == []
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_fetch(kernels, "unwanted", method="DELETE")
+        assert refused.value.code == 404
+        assert refused.value.response is not None
+        assert json.loads(refused.value.response.body)["error"]["code"] == UnknownKernel.code
 
 
 async def test_culling_works_on_remote_kernels(machine: RemoteMachine, app: Any) -> None:
