@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyterlab_clearml_session.remote.kernel import KernelProcess
 from jupyterlab_clearml_session.remote.link import Link, Stream
 from jupyterlab_clearml_session.remote.messages import (
     DELIMITER,
@@ -28,6 +26,7 @@ from jupyterlab_clearml_session.remote.messages import (
     message_id,
     pack_message,
 )
+from jupyterlab_clearml_session.remote.output import KernelOutput
 from jupyterlab_clearml_session.remote.sendlog import SendLog
 from jupyterlab_clearml_session.remote.wire import (
     ACK,
@@ -178,7 +177,7 @@ def test_a_replay_begins_after_what_each_watcher_was_shown(
     """Two watchers of one kernel were shown different parts of what was sent; some of that was acknowledged."""
     rnd = random.Random(seed)
     log = SendLog(memory if spill else 1 << 62, 1 << 30, tmp_path_factory.mktemp("log"), keep_behind=1 << 30)
-    kernel = KernelProcess(zmq.Context.instance(), "k", tmp_path_factory.mktemp("k"), log)
+    output = KernelOutput(log)
     channels, ends = [], []
     for number in range(rnd.randrange(1, 40)):
         channels.append(rnd.choice([IOPUB, IOPUB, IOPUB, SHELL, EVENT]))
@@ -200,7 +199,7 @@ def test_a_replay_begins_after_what_each_watcher_was_shown(
     if rnd.random() < 0.5:
         shown[1] = {}
     seen = {f"m{number}".encode() for marks in shown for number in marks.values()}
-    again = kernel.replay_after(seen)
+    again = output.replay_after(seen)
 
     reader = MessageReader()
     replayed = [
@@ -227,7 +226,7 @@ def test_a_replay_begins_after_what_each_watcher_was_shown(
 
 def test_a_replay_that_may_lack_something_says_so(tmp_path: Path) -> None:
     log = SendLog(keep_behind=10)
-    kernel = KernelProcess(zmq.Context.instance(), "k", tmp_path, log)
+    output = KernelOutput(log)
     ends = []
     for number in range(4):
         log.append(pack_message(IOPUB, jupyter_message(IOPUB, number, 10)))
@@ -235,7 +234,7 @@ def test_a_replay_that_may_lack_something_says_so(tmp_path: Path) -> None:
     log.take(1 << 20)
     for end in ends:
         log.acknowledge(end, end)
-    kernel.replay_after({b"m0"})
+    output.replay_after({b"m0"})
     text = b"".join(log.take(1 << 20)[1])
     assert b"Output may be missing here" in text
     assert b'"m3"' in text

@@ -16,6 +16,7 @@ MODULES = (
     "sendlog.py",
     "link.py",
     "loop.py",
+    "output.py",
     "kernel.py",
     "clients.py",
     "kernels.py",

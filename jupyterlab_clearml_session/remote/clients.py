@@ -42,11 +42,11 @@ class Client:
 
     def may_wait(self, now: float) -> bool:
         """True while all that could be sent is better sent together with what follows."""
-        logs = [kernel.log for kernel in self.kernels.values()]
+        logs = [kernel.output.log for kernel in self.kernels.values()]
         requests = self.link.streams[0].log
         if (
             requests.sent < requests.end
-            or any(kernel.urgent for kernel in self.kernels.values())
+            or any(kernel.output.urgent for kernel in self.kernels.values())
             or not any(log.sent < log.end for log in logs)
             or self.link.wants_write
         ):
@@ -59,7 +59,7 @@ class Client:
         """What could be sent was."""
         self.lazy_since = None
         for kernel in self.kernels.values():
-            kernel.urgent = False
+            kernel.output.urgent = False
 
 
 class Clients:

@@ -1,4 +1,4 @@
-"""One kernel on the remote machine: its process, its ZMQ sockets, and its output until somebody took it.
+"""One kernel on the remote machine: its process and its ZMQ sockets. What it says is kept by its output.
 
 Runs on any Python from 3.8 on with the standard library and pyzmq: it is sent to the remote machine.
 """
@@ -15,8 +15,6 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Collection
-from datetime import datetime, timezone
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,21 +22,8 @@ from typing import Any
 import zmq
 import zmq.backend
 
-from .messages import (
-    CONTROL,
-    DELIMITER,
-    EVENT,
-    IOPUB,
-    SHELL,
-    SMALL,
-    STDIN,
-    MessageReader,
-    message_id,
-    pack_message,
-    packed_size,
-    sign,
-    signed_frames,
-)
+from .messages import CONTROL, IOPUB, SHELL, STDIN
+from .output import KernelOutput, now
 from .sendlog import SendLog
 
 CHANNELS = {SHELL: "shell", IOPUB: "iopub", STDIN: "stdin", CONTROL: "control"}
@@ -46,8 +31,6 @@ RECEIVE_BATCH = 256
 """Messages taken from one socket in a turn, so that one kernel's flood does not starve the rest."""
 TAIL_BYTES = 64 * 1024
 DRAIN_SECONDS = 1.0
-CUT_SHORT = 60.0
-"""Seconds after which it does not matter any more that some output was not remembered for a replay."""
 _PR_SET_PDEATHSIG = 1
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -68,13 +51,9 @@ class KernelProcess:
 
     def __init__(self, context: zmq.Context[Any], kernel_id: str, directory: Path, log: SendLog) -> None:
         self.id = kernel_id
-        self.log = log
+        self.output = KernelOutput(log)
         self.name = ""
-        self.state = "starting"
-        self.key = ""
-        self.signature_scheme = "hmac-sha256"
         self.started = ""
-        self.last_activity = time.monotonic()
         self.meta: dict[str, Any] = {}
         self.exit_status: int | None = None
         self.sockets: dict[int, zmq.Socket[Any]] = {}
@@ -83,12 +62,6 @@ class KernelProcess:
         self._directory = directory
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
-        self.urgent = False
-        """True where something was kept that should leave now; see `LAZY` in clients.py."""
-        self._busy_parent = b"{}"
-        self._unanswered: deque[bytes] = deque()
-        self._dropped = 0
-        self._dropped_bytes = 0
 
     # -- the process ---------------------------------------------------------------------------------------
 
@@ -100,10 +73,9 @@ class KernelProcess:
         ``env`` is the whole environment, to which the kernelspec's own is added.
         """
         self.close_sockets()
-        self.key, self.signature_scheme = key, signature_scheme
-        self.state, self.exit_status = "starting", None
-        self._unanswered.clear()
-        self.started = _now()
+        self.output.begin(key, signature_scheme)
+        self.exit_status = None
+        self.started = now()
         self._tail.clear()
         self._tail_bytes = 0
         connection_file = self._write_connection_file(spec)
@@ -133,7 +105,7 @@ class KernelProcess:
             )
         except OSError:
             self.close_sockets()
-            self.state, self.exit_status = "dead", 127
+            self.output.state, self.exit_status = "dead", 127
             raise
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -148,8 +120,8 @@ class KernelProcess:
         info: dict[str, Any] = {
             "transport": "ipc" if ipc else "tcp",
             "ip": ip,
-            "key": self.key,
-            "signature_scheme": self.signature_scheme,
+            "key": self.output.key,
+            "signature_scheme": self.output.signature_scheme,
             "kernel_name": spec["name"],
         }
         # One routing id for the three request channels: a kernel sends an input request to the stdin socket
@@ -224,20 +196,11 @@ class KernelProcess:
             time.sleep(0.01)
         self.read_stderr()
         tail = b"".join(self._tail).decode(errors="replace").splitlines()[-20:]
-        if self.state != "busy" and self._unanswered:
-            # It died so fast that its "busy" never left it.
-            self.state, self._busy_parent = "busy", self._unanswered[0]
-        if self.state == "busy":
-            lines = "\n".join(tail)
-            text = f"The remote kernel died ({_exit_text(self.exit_status)}).\n{lines}\n"
-            self._keep(self._notice(text))
-        self.state = "dead"
         if self.process.stdout is not None:
             self.process.stdout.close()
         self.process = None
         self.close_sockets()
-        event = {"event": "exit", "status": self.exit_status, "tail": tail}
-        self._keep(pack_message(EVENT, [json.dumps(event).encode()]))
+        self.output.end(self.exit_status, tail)
 
     def close_sockets(self) -> None:
         for sock in self.sockets.values():
@@ -253,7 +216,7 @@ class KernelProcess:
                 self.process.stdout.close()
             self.process = None
         self.close_sockets()
-        self.log.clear()
+        self.output.log.clear()
         for path in [*self._directory.glob(self.id[:8] + "-*"), self._directory / f"kernel-{self.id}.json"]:
             path.unlink(missing_ok=True)
 
@@ -264,11 +227,8 @@ class KernelProcess:
         sock = self.sockets.get(channel)
         if sock is None:
             return
-        self.last_activity = time.monotonic()
         send_parts(sock, parts)
-        frames = signed_frames(parts) if channel == SHELL else None
-        if frames is not None and b'"execute_request"' in bytes(frames[0]):
-            self._unanswered.append(bytes(frames[0]))
+        self.output.asked(channel, parts)
 
     def receive(self, channel: int) -> int:
         """Take what a socket has into the log; return how many messages that were."""
@@ -280,131 +240,8 @@ class KernelProcess:
                 parts = _receive(sock)
             except zmq.Again:
                 return count
-            if channel == IOPUB:
-                self._keep_output(parts)
-            else:
-                frames = signed_frames(parts) if self._unanswered else None
-                if frames is not None and b'"execute_reply"' in bytes(frames[0]):
-                    self._unanswered.popleft()
-                # A kernel that is not idle has one more thing to say after a reply.
-                self._keep(pack_message(channel, parts), urgent=self.state == "idle")
+            self.output.keep(channel, parts)
         return RECEIVE_BATCH
-
-    def replay_after(self, seen: Collection[bytes]) -> dict[int, list[str]]:
-        """Make the log begin anew, for another client.
-
-        The former one may have been killed with output in its hands that it had acknowledged. ``seen`` says what
-        those who watched through it were last shown: ids of messages, one for each watcher and channel. The log
-        then begins right after the earliest of them on each channel, so that nothing is missed; what comes again
-        for some of the watchers is returned, by channel. Where nobody watched, it begins with what was not
-        acknowledged.
-        """
-        messages = self._withdraw()
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        for index, (channel, parts, _) in enumerate(messages):
-            if message_id(parts) in seen:
-                first.setdefault(channel, index)
-                last[channel] = index
-        again: dict[int, list[str]] = {}
-        buffers: list[Any] = []
-        if seen and IOPUB not in first and time.monotonic() - self.log.cut_short < CUT_SHORT:
-            buffers += self._notice(
-                "\n[clearml-session] Output may be missing here: JupyterLab was killed before it could show it.\n"
-            )
-        for index, (channel, parts, was_delivered) in enumerate(messages):
-            # On a channel whose last shown message is not here, all that is here came after it.
-            begin = first.get(channel, -1 if seen and channel != EVENT else None)
-            if was_delivered if begin is None else index <= begin:
-                continue
-            buffers += pack_message(channel, parts)
-            if index <= last.get(channel, -1):
-                again.setdefault(channel, []).append(message_id(parts).decode(errors="replace"))
-        self.log.put_back(buffers)
-        return again
-
-    def _withdraw(self) -> list[tuple[int, list[Any], bool]]:
-        """Take the messages that a client may have seen out of the log, and say which were delivered to it."""
-        delivered, sent = self.log.reopen()
-        reader, messages, fed, end = MessageReader(), [], 0, 0
-        while fed < sent or reader.pending:
-            data = self.log.withdraw(SMALL)
-            fed += len(data)
-            for channel, parts in reader.feed(data):
-                end += packed_size(parts)
-                messages.append((channel, parts, end <= delivered))
-        return messages
-
-    def _keep(self, buffers: list[Any], *, bounded: bool = False, urgent: bool = True) -> bool:
-        """Put a message into the log; False where it had no room for it."""
-        self.urgent = self.urgent or urgent
-        if bounded:
-            if not self.log.offer(buffers):
-                return False
-        else:
-            self.log.append(buffers)
-        return True
-
-    def _keep_output(self, parts: list[Any]) -> None:
-        buffers = pack_message(IOPUB, parts)
-        frames = signed_frames(parts)
-        if frames is not None and b'"status"' in frames[0]:
-            self._note_status(frames)
-            self._say_dropped()
-            self._keep(buffers, urgent=self.state == "idle")
-            return
-        if self._dropped and not self._roomy():
-            kept = False
-        else:
-            self._say_dropped()
-            announces = frames is not None and b'"execute_input"' in frames[0]
-            kept = self._keep(buffers, bounded=True, urgent=not announces)
-        if not kept:
-            self._dropped += 1
-            self._dropped_bytes += sum(map(len, parts))
-
-    def _note_status(self, frames: list[Any]) -> None:
-        try:
-            state = json.loads(bytes(frames[3])).get("execution_state")
-        except (ValueError, AttributeError):
-            return
-        self.last_activity = time.monotonic()
-        if state in ("busy", "idle"):
-            self.state = state
-            self._busy_parent = bytes(frames[1]) if state == "busy" else self._busy_parent
-
-    def _roomy(self) -> bool:
-        # Once output had to be dropped, it begins again only when a quarter of the room is free: one notice
-        # for a gap, not one for each line.
-        limit = self.log.memory_limit + self.log.disk_limit
-        return self.log.memory < self.log.memory_limit * 3 // 4 and self.log.disk <= limit * 3 // 4
-
-    def _say_dropped(self) -> None:
-        if not self._dropped:
-            return
-        text = (
-            f"\n[clearml-session] {self._dropped} messages ({self._dropped_bytes / 1e6:.1f} MB) of output were "
-            f"dropped here: nobody took them, and the buffer of this kernel "
-            f"({self.log.memory_limit / 1e6:.0f} MB of memory, {self.log.disk_limit / 1e6:.0f} MB of disk) "
-            f"was full.\n"
-        )
-        self._dropped = self._dropped_bytes = 0
-        self._keep(self._notice(text))
-
-    def _notice(self, text: str) -> list[Any]:
-        """Return a stream message of our own, in the output of what the kernel works on."""
-        header = {
-            "msg_id": secrets.token_hex(16),
-            "session": "clearml-session-helper",
-            "username": "clearml-session",
-            "date": _now(),
-            "msg_type": "stream",
-            "version": "5.3",
-        }
-        content = {"name": "stderr", "text": text}
-        frames = [json.dumps(header).encode(), self._busy_parent, b"{}", json.dumps(content).encode()]
-        parts = [b"stream", DELIMITER, sign(self.key, self.signature_scheme, frames), *frames]
-        return pack_message(IOPUB, parts)
 
 
 def send_parts(sock: zmq.Socket[Any], parts: list[Any]) -> None:
@@ -448,18 +285,3 @@ def _load_libc() -> ctypes.CDLL | None:
 
 
 _libc = _load_libc()
-
-
-def _exit_text(status: int) -> str:
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = str(-status)
-    hint = "; was it out of memory?" if -status == signal.SIGKILL else ""
-    return f"signal {name}{hint}"
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")

@@ -64,16 +64,16 @@ class Kernels:
 
     def last_activity(self) -> float:
         """When one was last in use, by the monotonic clock."""
-        if any(kernel.state == "busy" for kernel in self):
+        if any(kernel.output.state == "busy" for kernel in self):
             return time.monotonic()
-        return max([self._began, *(kernel.last_activity for kernel in self)])
+        return max([self._began, *(kernel.output.last_activity for kernel in self)])
 
     def expire(self, now: float) -> None:
         """Forget output that was delivered to clients which live, some time ago."""
         for client in self._clients:
             if client.link.up:
                 for kernel in client.kernels.values():
-                    kernel.log.expire(now - KEEP_SECONDS)
+                    kernel.output.log.expire(now - KEEP_SECONDS)
 
     def reap(self) -> None:
         """Deal with those whose process has ended."""
@@ -107,7 +107,7 @@ class Kernels:
     ) -> dict[str, Any]:
         """Start a kernel; with ``adopt``, one of this id that lives here already is taken over instead.
 
-        Its output is then replayed from the messages with the ids ``after``, see `KernelProcess.replay_after`.
+        Its output is then replayed from the messages with the ids ``after``, see `KernelOutput.replay_after`.
         Raises ValueError, OSError.
         """
         if adopt and kernel_id in self._known and self._known[kernel_id].poll() is None:
@@ -158,13 +158,13 @@ class Kernels:
         return {
             "id": kernel.id,
             "name": kernel.name,
-            "state": kernel.state,
+            "state": kernel.output.state,
             "started": kernel.started,
             "pid": kernel.process.pid if kernel.process is not None else None,
             "exit_status": kernel.exit_status,
-            "waiting_bytes": kernel.log.end - kernel.log.start,
+            "waiting_bytes": kernel.output.log.end - kernel.output.log.start,
             "meta": kernel.meta,
-            "idle_s": round(time.monotonic() - kernel.last_activity, 1),
+            "idle_s": round(time.monotonic() - kernel.output.last_activity, 1),
             # Whether somebody talks to it now.
             "connected": any(
                 client.link.up and kernel in client.kernels.values() for client in self._clients
@@ -177,7 +177,11 @@ class Kernels:
         self, client: Client, kernel: KernelProcess, stream: int, after: Sequence[str]
     ) -> dict[str, Any]:
         again = self._give(kernel, client, stream, after)
-        adopted = {"key": kernel.key, "signature_scheme": kernel.signature_scheme, "again": again}
+        adopted = {
+            "key": kernel.output.key,
+            "signature_scheme": kernel.output.signature_scheme,
+            "again": again,
+        }
         return {**self.describe(kernel), "adopted": adopted}
 
     def _give(
@@ -187,9 +191,9 @@ class Kernels:
         for other in self._take_away(kernel):
             event = {"event": "taken", "kernel_id": kernel.id}
             other.link.send(0, REQUEST, [json.dumps(event).encode()])
-        again = kernel.replay_after({message.encode() for message in after})
+        again = kernel.output.replay_after({message.encode() for message in after})
         client.kernels[stream] = kernel
-        client.link.streams[stream] = Stream(kernel.log)
+        client.link.streams[stream] = Stream(kernel.output.log)
         return again
 
     def _take_away(self, kernel: KernelProcess) -> list[Client]:
