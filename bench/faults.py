@@ -294,7 +294,7 @@ def sent_in_an_outage(rnd: random.Random) -> Result:
 
 def unwatched(session: Session, wires: Wires, folder: Path) -> Result:
     """Count while there is no link, as fast as it goes."""
-    count = Count(step=20, pause=0.0, gates=folder)
+    count = Count(step=50, pause=0.0, gates=folder)
 
     def away(messages: int) -> None:
         # After "busy" and the echo of the input, before the first line.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 import socket
@@ -79,6 +80,30 @@ def test_the_channel_is_cut_in_the_middle_of_frames(
     messages = client.until_idle(request)
     assert COUNT.judge(messages, [client.reply(request)])
     assert len(lines.cables) - before >= 5
+    client.close()
+
+
+def test_a_buffer_of_100_mb_comes_whole_over_a_cut(
+    channel: SessionChannel, lines: Lines, tmp_path: Path
+) -> None:
+    client = talk(channel, start_kernel(channel, tmp_path))
+    client.run("1")
+    lines.cut_after = [30_000_000]
+    lines.cables[-1].cut()
+    request = client.client.execute("""
+import hashlib, os
+data = os.urandom(100_000_000)
+content = {"data": {"text/plain": hashlib.sha256(data).hexdigest()}, "metadata": {}}
+kernel = get_ipython().kernel
+kernel.session.send(
+    kernel.iopub_socket, "display_data", content, parent=kernel.get_parent(), ident=b"display_data",
+    buffers=[memoryview(data)])
+""")
+    shown = [m for m in client.until_idle(request, timeout=120) if m["msg_type"] == "display_data"]
+    assert len(shown) == 1
+    assert hashlib.sha256(shown[0]["buffers"][0]).hexdigest() == shown[0]["content"]["data"]["text/plain"]
+    assert lines.cut_after == []
+    assert lines.cables[-2].cut_off.is_set()
     client.close()
 
 

@@ -342,6 +342,31 @@ def run_unwatched(machine: RemoteMachine, tmp_path: Path, code: str) -> str:
 PRINT = "import sys\nfor i in range(3000):\n    print(i, 'x' * 200)\n    sys.stdout.flush()"
 
 
+def test_a_helper_that_is_held_up_misses_nothing(machine: RemoteMachine, tmp_path: Path) -> None:
+    """A busy machine may keep it from reading for long: more is said meanwhile than ZMQ holds by default."""
+    with channel_to(machine) as channel:
+        client = talk(channel, start_kernel(channel, tmp_path))
+        client.run("1")
+        greeting, done = machine.greeting(), tmp_path / "done"
+        assert greeting is not None
+        request = client.client.execute(f"""
+import os, pathlib, signal
+os.kill({greeting["pid"]}, signal.SIGSTOP)
+for i in range(5000):
+    display(i)
+pathlib.Path({str(done)!r}).touch()
+""")
+        deadline = time.monotonic() + 60
+        while not done.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(greeting["pid"], signal.SIGCONT)
+        shown = [
+            m["content"]["data"]["text/plain"] for m in client.until_idle(request) if "data" in m["content"]
+        ]
+        assert shown == [str(n) for n in range(5000)]
+        client.close()
+
+
 def test_an_overflow_to_disk_loses_nothing(tmp_path: Path) -> None:
     limits = {"CLEARML_SESSION_HELPER_MEMORY": "50000", "CLEARML_SESSION_HELPER_DISK": "100000000"}
     with remote_machine(tmp_path, **limits) as machine:

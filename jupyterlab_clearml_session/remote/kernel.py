@@ -31,6 +31,14 @@ RECEIVE_BATCH = 256
 """Messages taken from one socket in a turn, so that one kernel's flood does not starve the rest."""
 TAIL_BYTES = 64 * 1024
 DRAIN_SECONDS = 1.0
+UNLIMITED = """\
+try:
+    (lambda t: t.schedule(lambda: setattr(t.socket, "sndhwm", 0)))(get_ipython().kernel.iopub_thread)
+except (AttributeError, NameError):
+    pass  # another kernel or version: it stays as it is
+"""
+"""ipykernel drops output when more than 1000 messages wait to be read: what it says while a busy machine keeps us
+from reading for some hundredths of a second."""
 _PR_SET_PDEATHSIG = 1
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -109,11 +117,13 @@ class KernelProcess:
             raise
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
+        if spec["language"] == "python" and _is_ipykernel(spec):
+            send_parts(self.sockets[SHELL], self.output.request(UNLIMITED))
 
     def _write_connection_file(self, spec: dict[str, Any]) -> Path:
         # A file socket in a private directory cannot be read by other users, has no port to clash, and no
         # Nagle delay. Every kernel that builds on ipykernel takes it; for others TCP is the safe choice.
-        ipc = any("ipykernel" in arg for arg in spec["argv"])
+        ipc = _is_ipykernel(spec)
         ip = str(self._directory / self.id[:8]) if ipc else "127.0.0.1"
         names = ["shell", "iopub", "stdin", "control", "hb"]
         ports = list(range(1, 6)) if ipc else _free_ports(5)
@@ -262,6 +272,10 @@ def _receive(sock: zmq.Socket[Any]) -> list[Any]:
     # Large buffers are not copied out of libzmq; for small parts the copy is cheaper than the frame object.
     rest = sock.recv_multipart(zmq.NOBLOCK, copy=False)
     return [first, *(frame.bytes if len(frame) < 65536 else frame.buffer for frame in rest)]
+
+
+def _is_ipykernel(spec: dict[str, Any]) -> bool:
+    return any("ipykernel" in arg for arg in spec["argv"])
 
 
 def _free_ports(count: int) -> list[int]:

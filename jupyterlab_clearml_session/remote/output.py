@@ -29,6 +29,8 @@ from .messages import (
 )
 from .sendlog import SendLog
 
+OWN = b"clearml-session-helper"
+"""The session of messages that are the helper's own."""
 CUT_SHORT = 60.0
 """Seconds after which it does not matter any more that some output was not remembered for a replay."""
 
@@ -69,11 +71,18 @@ class KernelOutput:
         if frames is not None and b'"execute_request"' in bytes(frames[0]):
             self._unanswered.append(bytes(frames[0]))
 
+    def request(self, code: str) -> list[bytes]:
+        """Return a message that has the kernel run code of ours. Nobody sees it, nor what comes of it."""
+        content = {"code": code, "silent": True, "store_history": False, "allow_stdin": False}
+        return [OWN, *self._message("execute_request", b"{}", {**content, "user_expressions": {}})]
+
     def keep(self, channel: int, parts: list[Any]) -> None:
         """Keep a message of the kernel. Output beyond the log's limits is dropped, and a notice of it kept."""
         if channel == IOPUB:
             self._keep_output(parts)
             return
+        if parts[0] == OWN:
+            return  # the answer to what `request` asked
         frames = signed_frames(parts) if self._unanswered else None
         if frames is not None and b'"execute_reply"' in bytes(frames[0]):
             self._unanswered.popleft()
@@ -140,6 +149,8 @@ class KernelOutput:
     def _keep_output(self, parts: list[Any]) -> None:
         buffers = pack_message(IOPUB, parts)
         frames = signed_frames(parts)
+        if frames is not None and OWN in frames[1]:
+            return
         if frames is not None and b'"status"' in frames[0]:
             self._note_status(frames)
             self._say_dropped()
@@ -195,18 +206,20 @@ class KernelOutput:
 
     def _notice(self, text: str) -> list[Any]:
         """Return a stream message of our own, in the output of what the kernel works on."""
+        content = {"name": "stderr", "text": text}
+        return pack_message(IOPUB, [b"stream", *self._message("stream", self._busy_parent, content)])
+
+    def _message(self, kind: str, parent: bytes, content: dict[str, Any]) -> list[bytes]:
         header = {
             "msg_id": secrets.token_hex(16),
-            "session": "clearml-session-helper",
+            "session": OWN.decode(),
             "username": "clearml-session",
             "date": now(),
-            "msg_type": "stream",
+            "msg_type": kind,
             "version": "5.3",
         }
-        content = {"name": "stderr", "text": text}
-        frames = [json.dumps(header).encode(), self._busy_parent, b"{}", json.dumps(content).encode()]
-        parts = [b"stream", DELIMITER, sign(self.key, self.signature_scheme, frames), *frames]
-        return pack_message(IOPUB, parts)
+        frames = [json.dumps(header).encode(), parent, b"{}", json.dumps(content).encode()]
+        return [DELIMITER, sign(self.key, self.signature_scheme, frames), *frames]
 
 
 def now() -> str:
