@@ -15,11 +15,21 @@ ROOT = Path(__file__).parent.parent
 
 @contextlib.contextmanager
 def process(
-    *command: str, lines: int = 1, env: dict[str, str] | None = None, stderr: int | None = None
+    *command: str,
+    lines: int = 1,
+    env: dict[str, str] | None = None,
+    stderr: int | None = None,
+    stdin: int | None = None,
 ) -> Iterator[list[str]]:
     """Run a process for the length of a `with` block; yield the first lines that it prints."""
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT, text=True, env={**os.environ, **(env or {})}
+        command,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, **(env or {})},
     )
     try:
         assert child.stdout is not None

@@ -1,5 +1,8 @@
 """The proxy beside its peers: no tunnel, ``ssh -L``, jupyter-server-proxy over ``ssh -L``. Prints Markdown.
 
+``ssh -L`` is OpenSSH with its default cipher and ``-N``; "CLI" is the command that ``clearml-session`` starts: with
+compression, and with a shell, which switches Nagle's algorithm off in sshd.
+
 Everything runs on this machine: a real OpenSSH server in a mount namespace of its own (needs root; nothing of the
 system is changed), a real Jupyter server as the remote one, and a local Jupyter server with both proxies. The
 rounds of all routes are interleaved, so the ratios count and not the absolutes.
@@ -34,7 +37,9 @@ DELAY = 0.025
 SESSION = "0123456789abcdef0123456789abcdef"
 TOKEN = "bench"
 """Of both Jupyter servers: jupyter-server-proxy hands the local one on to the remote."""
-ROUTES = ("direct", "ssh -L", "jsp", "ours")
+SLOW = ("jsp", "CLI")
+"""The routes that carry 64 MB instead of hundreds."""
+ROUTES = ("direct", "ssh -L", "CLI", "jsp", "ours")
 
 
 @dataclass
@@ -122,35 +127,29 @@ def jupyter(folder: Path) -> Iterator[int]:
         yield port
 
 
-def ssh_forward(ssh_port: int, key: Path, ports: list[int]) -> tuple[list[str], list[int]]:
+def ssh_forward(
+    ssh_port: int, key: Path, ports: list[int], more: tuple[str, ...] = ("-N",)
+) -> tuple[list[str], list[int]]:
     """The command line of ``ssh -L`` for some remote ports, and the local ports it will open."""
     local = []
-    command = [
-        "ssh",
-        "-N",
-        "-F",
-        "/dev/null",
-        "-p",
-        str(ssh_port),
-        "-i",
-        str(key),
-        "-o",
+    command = ["ssh", *more, "-F", "/dev/null", "-p", str(ssh_port), "-i", str(key)]
+    for option in (
         "IdentitiesOnly=yes",
-    ]
-    command += [
-        "-o",
         "StrictHostKeyChecking=no",
-        "-o",
         "UserKnownHostsFile=/dev/null",
-        "-o",
         "LogLevel=ERROR",
-    ]
+    ):
+        command += ["-o", option]
     for port in ports:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             local.append(probe.getsockname()[1])
         command += ["-L", f"127.0.0.1:{local[-1]}:127.0.0.1:{port}"]
     return [*command, "root@127.0.0.1"], local
+
+
+CLI = ("-C", "-o", "Compression=yes", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=10", "-tt")
+"""How ``clearml_session.__main__.start_ssh_tunnel`` (0.17) calls ssh; ``-tt`` stands for its terminal."""
 
 
 def wait_for(port: int) -> None:
@@ -176,18 +175,21 @@ def site(delay: float = 0.0) -> Iterator[Site]:
         services = {"bytes": stream, "echo": echo, "jupyter": lab}
         command, forwarded = ssh_forward(ssh_port, key, list(services.values()))
         stack.enter_context(process(*command, lines=0))
+        command, compressed = ssh_forward(ssh_port, key, list(services.values()), CLI)
+        stack.enter_context(process(*command, lines=0, stdin=subprocess.PIPE))
         config = {"ssh_port": ssh_port, "host_key": host_key, "password": password, "root": str(folder)}
         config |= {"ports": {"jupyter": lab}, "token": TOKEN}
         here = int(stack.enter_context(part("local", json.dumps(config)))[0])
-        for port in forwarded:
+        for port in (*forwarded, *compressed):
             wait_for(port)
         result = Site(ssh_port, host_key, password, lab, key)
-        for (name, port), local in zip(services.items(), forwarded, strict=True):
+        for (name, port), local, cli in zip(services.items(), forwarded, compressed, strict=True):
             token = TOKEN if name == "jupyter" else ""
             ours = f"/clearml-session/proxy/{SESSION}/" + ("jupyter" if token else f"port/{port}")
             result.routes[name] = {
                 "direct": Route(port, token=token),
                 "ssh -L": Route(local, token=token),
+                "CLI": Route(cli, token=token),
                 "jsp": Route(here, f"/proxy/{local}", token="bench"),
                 "ours": Route(here, ours, token="bench"),
             }
@@ -519,7 +521,7 @@ def measure_near(rounds: int, quick: bool, only: str) -> list[Work]:
         "many": Work("GET, 16 at once", "req/s", bars=[("ssh -L", ">=", 0.9), ("jsp", ">=", 2.0)]),
         "tail": Work("GET, 16 at once, p99", "ms", bars=[("ssh -L", "<=", 0.5)]),
         "beside": Work(
-            "GET beside a download, p50", "ms", ("ssh -L", "jsp", "ours"), bars=[("jsp", "<=", 0.35)]
+            "GET beside a download, p50", "ms", ("ssh -L", "CLI", "jsp", "ours"), bars=[("jsp", "<=", 0.35)]
         ),
         "ws": Work("WebSocket 200 B, p50", "ms", bars=[("ssh -L", "<=", 1.1)]),
         "ws1m": Work("WebSocket 1 MB, p50", "ms", bars=[("ssh -L", "<=", 0.7)]),
@@ -540,9 +542,9 @@ def measure_near(rounds: int, quick: bool, only: str) -> list[Work]:
         for name in ROUTES * rounds:
             wanted = {key for key, work in works.items() if name in work.routes and only in ("", key)}
             if "down" in wanted:
-                works["down"].add(name, download, stream[name], 64 * MB if name == "jsp" else big)
+                works["down"].add(name, download, stream[name], 64 * MB if name in SLOW else big)
             if "up" in wanted:
-                works["up"].add(name, upload, stream[name], 64 * MB if name == "jsp" else 256 * MB)
+                works["up"].add(name, upload, stream[name], 64 * MB if name in SLOW else 256 * MB)
             if "get" in wanted:
                 works["get"].add(name, small_gets, lab[name], 200)
             if "many" in wanted:
@@ -571,7 +573,7 @@ def measure_near(rounds: int, quick: bool, only: str) -> list[Work]:
 
 def measure_far(rounds: int, only: str) -> list[Work]:
     """Bulk and latency over a link of 50 ms."""
-    routes = ("ssh -L", "jsp", "ours")
+    routes = ("ssh -L", "CLI", "jsp", "ours")
     works = {
         "down": Work("download 64 MB, 50 ms", "MB/s", routes, bars=[("ssh -L", ">=", 4.0)]),
         "up": Work("upload 64 MB, 50 ms", "MB/s", routes, bars=[("ssh -L", ">=", 2.0)]),

@@ -18,8 +18,7 @@ from .kernels.manager import SessionKernelManager
 from .local import LocalMode
 from .presets import PresetManager
 from .proxy import apart, strict
-from .proxy.handlers import handlers as proxy_handlers
-from .proxy.handlers import other_spelling
+from .proxy import handlers as proxy
 from .sessions import SessionManager
 
 
@@ -88,11 +87,11 @@ class ClearMLSessionExtension(ExtensionApp):
 
     def initialize_handlers(self) -> None:
         self.handlers.extend(api_handlers)
-        self.handlers.extend([*apart.handlers, *proxy_handlers])
+        self.handlers.extend(apart.handlers)
         assert self.serverapp is not None
         web_app: Any = self.serverapp.web_app
         strict.guard(web_app)
-        web_app.add_handlers(".*$", other_spelling(self.serverapp.base_url))
+        proxy.install(web_app, self.serverapp.base_url)
 
     async def stop_extension(self) -> None:
         """Close tunnels and relays and end the embedded default. Remote sessions and their kernels go on."""

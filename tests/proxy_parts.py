@@ -15,7 +15,7 @@ from jupyter_server.utils import url_path_join
 from jupyterlab_clearml_session.errors import NotAttached, TunnelDown, UnknownSession
 from jupyterlab_clearml_session.models import Endpoint, Phase, Ref, Session
 from jupyterlab_clearml_session.proxy import apart, strict
-from jupyterlab_clearml_session.proxy.handlers import handlers, other_spelling
+from jupyterlab_clearml_session.proxy import handlers as proxy
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
 SESSION = "0123456789abcdef0123456789abcdef"
@@ -150,7 +150,6 @@ def install(serverapp: Any, manager: FakeManager) -> None:
     serverapp.web_app.settings["clearml_session_aparts"] = apart.Aparts()
     strict.guard(serverapp.web_app)
     base_url = serverapp.base_url
-    routes = [
-        (url_path_join(base_url, pattern), handler) for pattern, handler in [*apart.handlers, *handlers]
-    ]
-    serverapp.web_app.add_handlers(".*$", [*routes, *other_spelling(base_url)])
+    routes = [(url_path_join(base_url, pattern), handler) for pattern, handler in apart.handlers]
+    serverapp.web_app.add_handlers(".*$", routes)
+    proxy.install(serverapp.web_app, base_url)

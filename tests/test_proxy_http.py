@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import html
 import json
 import logging
+import math
 import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,13 +17,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from jupyter_server.auth.identity import User
 
 from jupyterlab_clearml_session.proxy import jupyter_pages, trust
+from jupyterlab_clearml_session.proxy.admissions import Admission, Admissions
 from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
-from .proxy_parts import REMOTE_TOKEN, SESSION, FakeManager, RemoteService, canned, install
+from .proxy_parts import REMOTE_TOKEN, SESSION, FakeManager, RemoteService, canned, install, say_ok
 from .sshd_fixture import SshServer, ssh_server
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2"
@@ -46,11 +50,31 @@ class Proxy:
         )
 
 
+BOTH_WAYS = pytest.mark.parametrize("proxy", ["whole way", "short way"], indirect=True)
+"""Also as `express` passes requests on; that they were admitted a moment ago is made up then."""
+
+
 @pytest.fixture
-def proxy(jp_serverapp: Any, jp_fetch: Any, jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[Proxy]:
+def proxy(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    jp_serverapp: Any,
+    jp_fetch: Any,
+    jp_asyncio_loop: asyncio.AbstractEventLoop,
+) -> Iterator[Proxy]:
+    short = getattr(request, "param", "whole way") == "short way"
+    passed = []
+
+    def find(_self: object, asked: Any, _service: object) -> Admission:
+        passed.append(asked)
+        return Admission(User("somebody"), by_token=True, until=math.inf)
+
+    if short:
+        monkeypatch.setattr(Admissions, "find", find)
     parts = running(jp_serverapp, jp_fetch)
     yield jp_asyncio_loop.run_until_complete(parts.__aenter__())
     jp_asyncio_loop.run_until_complete(parts.__aexit__(None, None, None))
+    assert bool(passed) == short
 
 
 @contextlib.asynccontextmanager
@@ -117,6 +141,7 @@ async def test_nothing_of_the_local_server_arrives(proxy: Proxy) -> None:
         assert secret.encode() not in seen.raw
 
 
+@BOTH_WAYS
 async def test_remote_token_goes_in_and_never_out(proxy: Proxy) -> None:
     proxy.service.reply = canned(
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=1\r\n\r\nok", keep_open=True
@@ -129,6 +154,7 @@ async def test_remote_token_goes_in_and_never_out(proxy: Proxy) -> None:
     assert proxy.service.requests[-1].get("Authorization") is None
 
 
+@BOTH_WAYS
 async def test_remote_token_is_not_in_pages_that_tell_an_error_either(proxy: Proxy) -> None:
     page = f'<body data-jupyter-api-token="{REMOTE_TOKEN}"><a href="/lab?token={REMOTE_TOKEN}">x</a>'.encode()
     for body, coding in ((page, ""), (gzip.compress(page), "Content-Encoding: gzip\r\n")):
@@ -149,6 +175,7 @@ async def test_remote_token_is_not_in_pages_that_tell_an_error_either(proxy: Pro
                 assert proxy.service.requests[-1].get("Accept-Encoding") == "identity"
 
 
+@BOTH_WAYS
 async def test_files_and_large_pages_pass_untouched(proxy: Proxy) -> None:
     body = b'<body data-base-url="/">' + b"x" * (jupyter_pages.MAX_PAGE + 1)
     proxy.service.reply = canned(
@@ -168,6 +195,7 @@ async def test_broken_compression_of_a_page_is_a_502(proxy: Proxy) -> None:
     assert json.loads(answer.body)["error"]["code"] == "remote_bad_answer"
 
 
+@BOTH_WAYS
 async def test_cookies_of_the_service_come_back_to_it(proxy: Proxy) -> None:
     proxy.service.reply = canned(
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nSet-Cookie: sid=1\r\n\r\n", keep_open=True
@@ -178,6 +206,7 @@ async def test_cookies_of_the_service_come_back_to_it(proxy: Proxy) -> None:
     assert proxy.service.requests[-1].get("Cookie") == "sid=1"
 
 
+@BOTH_WAYS
 async def test_prefix_is_kept_for_services_that_know_it(proxy: Proxy) -> None:
     path = f"{proxy.base}/port-absolute/{proxy.service.port}/x"
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
@@ -226,6 +255,7 @@ async def test_large_upload(proxy: Proxy, far: bool) -> None:
     assert (opened == 0) == far  # those to the relay lead to no port
 
 
+@BOTH_WAYS
 async def test_head_and_empty_answers(proxy: Proxy) -> None:
     answer = await raw(proxy, head(proxy, "HEAD", "/"))
     length = len(proxy.service.requests[-1].raw) + 4
@@ -238,6 +268,7 @@ async def test_head_and_empty_answers(proxy: Proxy) -> None:
         assert answer.endswith(b"\r\n\r\n")
 
 
+@BOTH_WAYS
 async def test_body_until_close_and_trailers(proxy: Proxy) -> None:
     proxy.service.reply = canned(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
     assert b"d\r\nuntil the end\r\n0\r\n\r\n" in await raw(proxy, head(proxy, "GET", "/"))
@@ -248,6 +279,7 @@ async def test_body_until_close_and_trailers(proxy: Proxy) -> None:
     assert b"X-Trailer" not in answer
 
 
+@BOTH_WAYS
 async def test_range_and_status_reason(proxy: Proxy) -> None:
     proxy.service.reply = canned(
         b"HTTP/1.1 206 Some of it\r\nContent-Range: bytes 0-1/5\r\nContent-Length: 2\r\n\r\nab",
@@ -259,6 +291,7 @@ async def test_range_and_status_reason(proxy: Proxy) -> None:
     assert proxy.service.requests[-1].get("Range") == "bytes=0-1"
 
 
+@BOTH_WAYS
 async def test_interim_answers_are_passed_over(proxy: Proxy) -> None:
     hints = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x.css>\r\n\r\n"
     proxy.service.reply = canned(hints + OK + b"\r\n\r\nok", keep_open=True)
@@ -268,6 +301,7 @@ async def test_interim_answers_are_passed_over(proxy: Proxy) -> None:
     assert b"Link" not in answer
 
 
+@BOTH_WAYS
 async def test_old_client_knows_the_end_by_the_end_of_the_connection(proxy: Proxy) -> None:
     proxy.service.reply = canned(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", keep_open=True
@@ -277,6 +311,7 @@ async def test_old_client_knows_the_end_by_the_end_of_the_connection(proxy: Prox
     assert answer.endswith(b"\r\n\r\nabc")
 
 
+@BOTH_WAYS
 async def test_events_are_passed_on_at_once(proxy: Proxy) -> None:
     go_on = asyncio.Event()
 
@@ -300,6 +335,7 @@ async def test_events_are_passed_on_at_once(proxy: Proxy) -> None:
     writer.close()
 
 
+@BOTH_WAYS
 async def test_channels_are_kept_alive(proxy: Proxy) -> None:
     for _ in range(8):
         await raw(proxy, head(proxy, "GET", "/"))
@@ -308,6 +344,7 @@ async def test_channels_are_kept_alive(proxy: Proxy) -> None:
     )  # one on each SSH connection: the first ones come before the second is up
 
 
+@BOTH_WAYS
 async def test_kept_alive_channel_that_the_remote_closed_is_replaced(proxy: Proxy) -> None:
     async def once(request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         await canned(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")(request, reader, writer)
@@ -486,6 +523,7 @@ BROKEN = [
 ]
 
 
+@BOTH_WAYS
 async def test_remote_that_breaks_http_is_a_502_and_its_channel_is_closed(proxy: Proxy) -> None:
     for data in BROKEN:
         proxy.service.reply = canned(data, keep_open=True)  # it is we who hang up
@@ -503,6 +541,7 @@ TRUNCATED = [
 ]
 
 
+@BOTH_WAYS
 async def test_truncated_answer_is_never_a_complete_one(proxy: Proxy) -> None:
     for data in TRUNCATED:
         proxy.service.reply = canned(data)
@@ -512,6 +551,7 @@ async def test_truncated_answer_is_never_a_complete_one(proxy: Proxy) -> None:
             assert len(answer) < 100_000, data[:100]
 
 
+@BOTH_WAYS
 async def test_tunnel_that_breaks_in_the_middle_is_never_a_complete_answer(proxy: Proxy) -> None:
     async def half(_request: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf")  # ends with the connection: only the tunnel can tell
@@ -529,7 +569,10 @@ async def test_tunnel_that_breaks_in_the_middle_is_never_a_complete_answer(proxy
     writer.close()
 
 
-async def test_browser_that_goes_away_is_told_to_the_remote(proxy: Proxy) -> None:
+@BOTH_WAYS
+async def test_browser_that_goes_away_is_told_to_the_remote(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = asyncio.Event()
 
     async def slow(_request: Any, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
@@ -543,8 +586,13 @@ async def test_browser_that_goes_away_is_told_to_the_remote(proxy: Proxy) -> Non
     await asyncio.wait_for(asked.wait(), 5)
     writer.close()
     await asyncio.wait_for(proxy.service.closed.wait(), 5)
+    proxy.service.reply = say_ok
+    assert (await raw(proxy, head(proxy, "GET", "/"))).startswith(b"HTTP/1.1 200")
+    gc.collect()  # a task's exception that nobody took is told then
+    assert "never retrieved" not in caplog.text
 
 
+@BOTH_WAYS
 async def test_browser_that_goes_away_in_the_middle_is_told_to_the_remote(
     proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -587,12 +635,14 @@ async def test_browser_that_goes_away_in_the_middle_is_told_to_the_remote(
 NAVIGATION = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
 
 
+@BOTH_WAYS
 async def test_unknown_session(proxy: Proxy) -> None:
     for ident in ("unknown", "..", "%2e%2e%2fx", "0" * 32, "%C3%A9", "a%00b"):
         request = head(proxy, "GET", "/").replace(SESSION.encode(), ident.encode())
         assert (await raw(proxy, request)).startswith(b"HTTP/1.1 404"), ident
 
 
+@BOTH_WAYS
 async def test_nothing_listens(proxy: Proxy) -> None:
     answer = await proxy.fetch("clearml-session", "proxy", SESSION, "port", "1", "/", raise_error=False)
     assert answer.code == 502
@@ -605,6 +655,7 @@ async def test_nothing_listens(proxy: Proxy) -> None:
     assert b"http-equiv" not in page.body
 
 
+@BOTH_WAYS
 async def test_no_port(proxy: Proxy) -> None:
     for port in ("0", "65536", "99999"):
         answer = await proxy.fetch("clearml-session", "proxy", SESSION, "port", port, "/", raise_error=False)
@@ -612,6 +663,7 @@ async def test_no_port(proxy: Proxy) -> None:
         assert json.loads(answer.body)["error"]["detail"]["field"] == "port"
 
 
+@BOTH_WAYS
 async def test_tunnel_that_is_down_is_a_page_that_tries_again(proxy: Proxy) -> None:
     proxy.serverapp.web_app.settings["clearml_session_proxy"] = ProxyState(ProxySettings(tunnel_wait=0.1))
     await proxy.server.stop()
@@ -625,6 +677,7 @@ async def test_tunnel_that_is_down_is_a_page_that_tries_again(proxy: Proxy) -> N
     assert page.headers["Cache-Control"] == "no-store"
 
 
+@BOTH_WAYS
 async def test_session_that_is_not_attached_is_a_page_that_waits_for_it(proxy: Proxy) -> None:
     proxy.serverapp.web_app.settings["clearml_session_manager"].is_attached = False
     answer = await proxy.get("port", "x")
@@ -657,11 +710,13 @@ async def test_tunnel_that_breaks_before_the_answer_is_a_page_that_tries_again(p
         assert (b'http-equiv="refresh"' in answer.body) == (method == "GET")
 
 
+@BOTH_WAYS
 async def test_requests_wait_for_a_tunnel_that_comes_back(proxy: Proxy) -> None:
     await proxy.server.drop()
     assert (await proxy.get("port", "x")).code == 200
 
 
+@BOTH_WAYS
 async def test_service_that_does_not_answer(proxy: Proxy) -> None:
     proxy.serverapp.web_app.settings["clearml_session_proxy"] = ProxyState(ProxySettings(first_byte=0.2))
 
@@ -888,9 +943,10 @@ async def test_cross_site_requests(proxy: Proxy) -> None:
             assert proxy.service.requests.pop().get("Cookie") is None
 
 
+@BOTH_WAYS
 async def test_no_secret_in_the_log(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    await raw(proxy, head(proxy, "GET", "/x", kind="jupyter"))
+    await raw(proxy, head(proxy, "GET", "/api/x", kind="jupyter"))
     proxy.service.reply = canned(b"nonsense\r\n\r\n")
-    await raw(proxy, head(proxy, "GET", "/x", kind="jupyter"))
+    await raw(proxy, head(proxy, "GET", "/api/x", kind="jupyter"))
     assert REMOTE_TOKEN not in caplog.text

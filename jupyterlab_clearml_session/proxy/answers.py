@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
+from http.client import responses
 
-from ..errors import ClearMLSessionError, ForeignSession, NotAttached
+from ..errors import ClearMLSessionError, ConnectionLost, ForeignSession, NotAttached, TunnelDown
 
 RETRY_AFTER = 2
 """Seconds after which a browser asks again while the tunnel is down."""
@@ -42,12 +44,31 @@ _TITLES = {
 }
 
 
+def failure(error: ClearMLSessionError, *, page: bool) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Return the status, headers and body that tell of a failure: a page, or JSON."""
+    if isinstance(error, ConnectionLost):
+        error = TunnelDown("The connection to the session broke before it answered.")
+    headers = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
+    if retries(error):
+        headers.append(("Retry-After", str(RETRY_AFTER)))
+    if page:
+        headers += [("Content-Security-Policy", PAGE_POLICY), ("Content-Type", "text/html; charset=utf-8")]
+        return error.status, headers, page_of(error).encode()
+    headers.append(("Content-Type", "application/json"))
+    return error.status, headers, json.dumps({"error": error.to_json()}).encode()
+
+
+def reason(status: int) -> str:
+    """Return the words that go with a status."""
+    return responses.get(status, "Unknown")
+
+
 def retries(error: ClearMLSessionError) -> bool:
     """Whether the page tries again by itself: the tunnel is on its way, or can be asked for in the panel."""
     return error.status == 503 or isinstance(error, NotAttached)
 
 
-def page(error: ClearMLSessionError) -> str:
+def page_of(error: ClearMLSessionError) -> str:
     """Return a page that says what happened and what to do, and reloads itself where that will help."""
     link = ""
     if isinstance(error, ForeignSession):

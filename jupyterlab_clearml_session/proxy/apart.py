@@ -21,10 +21,9 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from ..errors import ApartClosed, ForeignSession
-from ..ssh.tunnel import Tunnel
 from . import strict, trust
 from .handlers import AUTH_RESOURCE, ProxyHandler
-from .headers import Route
+from .services import Service
 
 TOKEN = "clearml-session-token"  # noqa: S105 -- a name
 """The parameter that lets a browser in, once. Jupyter's log hides whatever has "token" in its name."""
@@ -115,7 +114,7 @@ class ApartHandler(ProxyHandler):
         """Accept this address's own name only: any other one was made to lead here (DNS rebinding)."""
         return self.request.host == self._apart.host
 
-    async def _admit(self) -> None:
+    async def _admit(self, _service: Service) -> None:
         self.current_user = self._jupyter_current_user = None
         if not self.check_host():
             raise web.HTTPError(403)
@@ -135,18 +134,12 @@ class ApartHandler(ProxyHandler):
         if self.request.method not in ("GET", "HEAD", "OPTIONS"):
             self.check_xsrf_cookie()
 
-    def _check_trust(self, _session_id: str) -> None:
-        """Nothing is to be trusted here."""
-
-    def _offer_xsrf(self) -> None:
+    def offer_xsrf(self) -> None:
         """Not here: the cookie would be the local server's as well, where it is used by this name."""
 
-    def _service(self) -> tuple[str, str]:
-        return self._apart.service.partition("/")[0], self.path_args[-1]
-
-    async def _find(self) -> tuple[Route, Tunnel, str]:
+    def _asked(self) -> tuple[Service, str]:
         kind, _, number = self._apart.service.partition("/")
-        return await self._lookup(self._apart.session_id, kind, number or None, "")
+        return Service(self._apart.session_id, kind, number or None, ""), self.path_args[-1]
 
     def write_error(self, status_code: int, **_kwargs: Any) -> None:
         """Say no more than the status: Jupyter's error pages are made for its own address."""

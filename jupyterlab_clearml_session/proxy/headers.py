@@ -64,6 +64,9 @@ NOT_TO_BROWSER = frozenset(
 )
 """What would act on the whole local origin instead of the proxied path."""
 
+_DROPPED_UPWARDS = HOP_BY_HOP | NOT_TO_REMOTE
+_DROPPED_DOWNWARDS = HOP_BY_HOP | NOT_TO_BROWSER
+
 LOCAL_COOKIES = re.compile(
     r"_xsrf|clearml-session-.*|username-.*|jupyterhub-.*|jupyter-hub-.*|_jupyter.*", re.IGNORECASE
 )
@@ -115,7 +118,7 @@ def to_remote(
     `local_host` is the ``Host`` that the browser used, `cookies` the names that this service has set before.
     """
     headers = list(headers)
-    dropped = HOP_BY_HOP | NOT_TO_REMOTE | _named_by_connection(headers)
+    dropped = _DROPPED_UPWARDS | _named_by_connection(headers)
     result: Headers = [("Host", route.host)]
     for name, value in headers:
         key = name.lower()
@@ -139,7 +142,7 @@ def to_remote(
 def to_browser(headers: Iterable[tuple[str, str]], route: Route) -> Headers:
     """Return the headers of a response that the browser gets; framing headers other than the length are dropped."""
     headers = list(headers)
-    dropped = HOP_BY_HOP | NOT_TO_BROWSER | _named_by_connection(headers)
+    dropped = _DROPPED_DOWNWARDS | _named_by_connection(headers)
     result: Headers = []
     for name, value in headers:
         key = name.lower()

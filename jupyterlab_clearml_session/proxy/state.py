@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..ssh.tunnel import Tunnel
+from .admissions import Admissions
 from .transport import Pool
 
 
@@ -22,12 +24,21 @@ class ProxySettings:
 
 
 class ProxyState:
-    """What requests share: idle channels per tunnel, and the cookie names that each remote service has set."""
+    """What requests share: idle channels per tunnel, cookie names per service, and who was admitted."""
 
     def __init__(self, settings: ProxySettings | None = None) -> None:
         self.settings = settings or ProxySettings()
+        self.admissions = Admissions()
         self._pools: WeakKeyDictionary[Tunnel, Pool] = WeakKeyDictionary()
         self._cookies: dict[tuple[str, int], set[str]] = {}
+
+    @staticmethod
+    def of(settings: dict[str, Any]) -> ProxyState:
+        """Return the state that belongs to a server's settings."""
+        state: ProxyState | None = settings.get("clearml_session_proxy")
+        if state is None:
+            state = settings["clearml_session_proxy"] = ProxyState()
+        return state
 
     def pool(self, tunnel: Tunnel) -> Pool:
         """Return the idle channels of a tunnel."""
