@@ -13,7 +13,7 @@ import pytest
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from jupyterlab_clearml_session.proxy import admissions
-from jupyterlab_clearml_session.proxy.admissions import Admissions
+from jupyterlab_clearml_session.proxy.admissions import Admission, Admissions
 from jupyterlab_clearml_session.proxy.services import Service
 
 from .proxy_parts import SESSION
@@ -152,6 +152,21 @@ async def test_a_query_that_let_somebody_in_lets_nobody_else_in(proxy: Proxy) ->
         async with connected(proxy, cookie="") as connection:
             assert (await connection.send(f"{path}?token={token}"))[0] == 200
             assert (await connection.send(other))[0] == 403
+
+
+async def test_nothing_more_is_read_after_a_request_that_is_refused(proxy: Proxy) -> None:
+    path = service_path(proxy)
+    lines = [f"X-{number}: a" for number in range(300)]  # tornado takes that many, the proxy does not
+    async with connected(proxy) as connection:
+        assert (await connection.send(path))[0] == 200
+        seen = len(proxy.service.requests)
+        proxy.serverapp.web_app.settings["clearml_session_proxy"].admissions.find = lambda *_: Admission(
+            "ada", by_token=False, until=0.0
+        )
+        assert (await connection.send(path, *lines))[0] == 400
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await connection.send(path)
+        assert len(proxy.service.requests) == seen
 
 
 async def test_an_admission_is_soon_forgotten(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import access_log
 from tornado.routing import Router
 
-from ..errors import ClearMLSessionError
+from ..errors import ClearMLSessionError, InvalidInput
 from . import answers, http1
 from .admissions import Admission
 from .headers import strip_token
@@ -119,6 +119,8 @@ class _Passage(HTTPMessageDelegate):
         except ClearMLSessionError as exc:
             with contextlib.suppress(StreamClosedError):  # nobody is left to be told
                 await self._answer.finish_failed(exc)
+            if isinstance(exc, InvalidInput):
+                self._connection.close()  # nothing more is read from it, as the whole way
         except BaseException:
             self._connection.close()
             raise
