@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -96,3 +97,13 @@ def test_missing_packages(line: str, missing: bool) -> None:
 )
 def test_requirements_of_a_task(requirements: object, lines: list[str]) -> None:
     assert session_python.requirements_of({"script": {"requirements": requirements}}) == lines
+
+
+def test_a_directory_with_a_space_and_an_umlaut_is_said_as_the_agent_reads_it(tmp_path: Path) -> None:
+    credentials = dict.fromkeys(("api_server", "web_server", "files_server", "access_key", "secret_key"), "x")
+    sandbox = Sandbox(tmp_path / "of ü", credentials, "test")
+    sandbox.create()
+    text = sandbox.config.read_text(encoding="utf-8")
+    assert "of ü" in text
+    assert "\\u" not in text
+    assert " " not in json.loads(text)["agent"]["venvs_dir"], "the agent refuses it"

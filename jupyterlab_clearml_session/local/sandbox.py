@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import site
@@ -171,7 +172,8 @@ def _configuration(credentials: Mapping[str, str], root: Path) -> str:
         },
         "agent": {
             "disable_agent_update_check": True,
-            "venvs_dir": str(root / "venvs-builds"),
+            # The agent refuses a folder with a space in its name, but not one below a HOME that has it.
+            "venvs_dir": "~/venvs-builds" if re.search(r"\s", str(root)) else str(root / "venvs-builds"),
             "enable_git_ask_pass": False,
         },
         "sdk": {
@@ -179,7 +181,8 @@ def _configuration(credentials: Mapping[str, str], root: Path) -> str:
             "storage": {"cache": {"default_base_dir": str(root / "cache")}},
         },
     }
-    return json.dumps(settings, indent=2) + "\n"
+    # As it is: the agent's parser takes "\\u00fc" for six characters, and would make such a folder.
+    return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
 
 
 def _keep_user_packages(environment: dict[str, str]) -> None:
