@@ -28,6 +28,9 @@ class OneSession:
         self.on_ready: Callable[[Session, Any], Awaitable[None]] | None = None
         self.on_gone: Callable[[str], Awaitable[None]] | None = None
 
+    async def get(self, session_id: str) -> Session:
+        return session(session_id=session_id)
+
     async def tunnel(self, session_id: str, wait: float = 0.0) -> Tunnel:
         await self._tunnel.wait_up(wait)
         return self._tunnel
@@ -55,6 +58,7 @@ class Setup:
             runtime_dir=Path(app.runtime_dir),
         )
         app.web_app.settings["clearml_session_kernels"] = self.kernels
+        app.web_app.settings["clearml_session_manager"] = self.sessions
 
     async def attach(self) -> None:
         assert self.sessions.on_ready is not None
