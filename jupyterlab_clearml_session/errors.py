@@ -141,7 +141,9 @@ class ClearMLUnreachable(ClearMLSessionError):
 
     code = "clearml_unreachable"
     status = 503
-    default_hint = "Check the network and the address of the API server; it is tried again by itself."
+    default_hint = (
+        "Check the network and the address of the API server. The list of sessions comes back by itself."
+    )
 
 
 class ClearMLDeadline(ClearMLSessionError):
@@ -149,7 +151,7 @@ class ClearMLDeadline(ClearMLSessionError):
 
     code = "clearml_deadline"
     status = 504
-    default_hint = "The ClearML server is slow or stuck; it is tried again by itself."
+    default_hint = "The ClearML server is slow or stuck. The list of sessions comes back by itself."
 
 
 class ClearMLBadAnswer(ClearMLSessionError):

@@ -1,11 +1,11 @@
 /**
  * A message of a kernel is shown once. After the Jupyter server was killed, the next one sends what it cannot know to have
- * arrived: the last hundredths of a second may come again (docs/reliability.md).
+ * arrived: the last message, or a few, may come again (docs/reliability.md).
  */
 import type { ISessionContext } from '@jupyterlab/apputils';
 import type { Kernel, KernelMessage } from '@jupyterlab/services';
 
-/** More messages, or cells, than can come in that time. */
+/** More messages, or cells, than can come again. */
 const REMEMBERED = 5000;
 
 /** Watches the kernels of a notebook or a console, one after the other; ends with it. */
