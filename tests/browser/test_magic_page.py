@@ -39,7 +39,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, lab_config: dict[str, object])
 def page(browser: Browser, lab: LabServer) -> Iterator[Page]:
     page = browser.new_page()
     page.goto(f"{lab.url}lab/tree/n.ipynb?token={lab.token}")
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.wait_for_selector('#jp-main-statusbar:has-text("| Idle")', timeout=60_000)
     page.locator('[data-jp-item-name="restart-and-run"]').click()
     page.click(".jp-Dialog .jp-mod-accept")
     page.get_by_text("division by zero").first.wait_for(timeout=60_000)

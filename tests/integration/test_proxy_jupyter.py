@@ -126,6 +126,8 @@ async def test_browser(jp_serverapp: Any, jp_fetch: Any, tmp_path: Path) -> None
         await page.goto(f"{origin}{path}lab?token={jp_serverapp.identity_provider.token}")
         await page.wait_for_selector(".jp-LauncherCard", timeout=60_000)
         await page.click('.jp-LauncherCard[data-category="Notebook"]')
+        # A cell that is run before there is a kernel is not run at all.
+        await page.wait_for_selector('#jp-main-statusbar:has-text("| Idle")', timeout=60_000)
         await page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
         await page.keyboard.type("import os; print(os.environ['WHERE'], 6 * 7)")
         await page.keyboard.press("Shift+Enter")
