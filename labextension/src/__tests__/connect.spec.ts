@@ -5,7 +5,7 @@ import { Widget } from '@lumino/widgets';
 
 import { connectKernel } from '../connect';
 import { taskDialog } from '../taskDialog';
-import { fakeAPI, id, session, settle, trans } from './parts';
+import { fakeAPI, id, session, settle, trans, until } from './parts';
 
 const KERNEL = {
   id: 'k1',
@@ -120,18 +120,26 @@ describe('taskDialog', () => {
     commit: ''
   });
 
+  const buttonIs = (label: string, disabled: boolean) =>
+    until(() => {
+      const found = [
+        ...document.querySelectorAll<HTMLButtonElement>('.jp-Dialog button')
+      ];
+      return found.find(
+        one => one.textContent?.trim() === label && one.disabled === disabled
+      );
+    });
+
   async function type(text: string): Promise<void> {
-    const input = document.querySelector<HTMLInputElement>(
-      '.jp-Dialog input[type=search]'
+    const input = await until(() =>
+      document.querySelector<HTMLInputElement>('.jp-Dialog input[type=search]')
     );
     const setter = Object.getOwnPropertyDescriptor(
       HTMLInputElement.prototype,
       'value'
     )?.set;
     setter?.call(input, text);
-    input?.dispatchEvent(new Event('input', { bubbles: true }));
-    await new Promise(resolve => setTimeout(resolve, 400));
-    await settle();
+    input.dispatchEvent(new Event('input', { bubbles: true }));
   }
 
   it('takes the only Task that is found', async () => {
@@ -141,37 +149,35 @@ describe('taskDialog', () => {
         [task(1, 'train'), task(2, 'plot')].filter(found => found.name.includes(text))
       );
     const done = taskDialog(fakeAPI({ tasks }), trans);
-    await settle();
+    await buttonIs('Continue', true);
     await type('plot');
-    button('Continue').click();
+    (await buttonIs('Continue', false)).click();
     await expect(done).resolves.toBe(id(2));
   });
 
   it('takes an address of ClearML, also of a Task that is not found', async () => {
     const done = taskDialog(fakeAPI({ tasks: jest.fn().mockResolvedValue([]) }), trans);
-    await settle();
     await type(`https://app.clear.ml/projects/*/experiments/${id(9)}/execution`);
-    button('Continue').click();
+    (await buttonIs('Continue', false)).click();
     await expect(done).resolves.toBe(id(9));
   });
 
   it('cannot be accepted before a Task is chosen', async () => {
     const tasks = jest.fn().mockResolvedValue([task(1, 'train'), task(2, 'plot')]);
     const done = taskDialog(fakeAPI({ tasks }), trans);
-    await settle();
-    expect(button('Continue').disabled).toBe(true);
-    document
-      .querySelectorAll<HTMLInputElement>('.jp-Dialog input[type=radio]')[1]
-      .click();
-    await settle();
-    button('Continue').click();
+    await buttonIs('Continue', true);
+    const radio = await until(
+      () =>
+        document.querySelectorAll<HTMLInputElement>('.jp-Dialog input[type=radio]')[1]
+    );
+    radio.click();
+    (await buttonIs('Continue', false)).click();
     await expect(done).resolves.toBe(id(2));
   });
 
   it('is nothing when it is cancelled', async () => {
     const done = taskDialog(fakeAPI({ tasks: jest.fn().mockResolvedValue([]) }), trans);
-    await settle();
-    button('Cancel').click();
+    (await buttonIs('Cancel', false)).click();
     await expect(done).resolves.toBeNull();
   });
 });

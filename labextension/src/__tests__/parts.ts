@@ -182,6 +182,23 @@ export async function settle(): Promise<void> {
   }
 }
 
+/** Wait until the document has what `find` looks for, and return it: when React renders is its own affair. */
+export async function until<T>(find: () => T | null | undefined | false): Promise<T> {
+  for (;;) {
+    const found = find();
+    if (found) {
+      return found;
+    }
+    await new Promise<void>(resolve => {
+      const observer = new MutationObserver(() => {
+        observer.disconnect();
+        resolve();
+      });
+      observer.observe(document, { subtree: true, childList: true, attributes: true });
+    });
+  }
+}
+
 /** A started model, after its first look. */
 export async function startedModel(
   api: FakeAPI & SessionAPI,
