@@ -158,7 +158,12 @@ export function LaunchForm(
   useKeptFocus(box);
   const focus = (selector: string) =>
     box.current?.querySelector<HTMLElement>(selector)?.focus();
-  React.useEffect(() => focus(FIRST_CONTROL), [drawn]);
+  const openedDrawn = React.useRef(drawn);
+  React.useEffect(() => {
+    if (drawn && !openedDrawn.current) {
+      focus(FIRST_CONTROL); // otherwise the dialog itself has done it
+    }
+  }, [drawn]);
   React.useEffect(() => focus('[aria-invalid="true"]'), [draft.refused]);
   return (
     <div ref={box} className="jp-ClearML-launchForm" tabIndex={-1}>

@@ -176,9 +176,12 @@ def test_with_the_keyboard_alone(tidy_lab: LabPage, stage: Stage) -> None:
     keyboard = tidy_lab.page.keyboard
     tidy_lab.panel.get_by_role("button", name="New Session").focus()
     keyboard.press("Enter")
+    expect(tidy_lab.dialog.get_by_role("button", name="Launch")).to_be_enabled()
     expect(tidy_lab.dialog.get_by_label("Queue")).to_be_focused()
     keyboard.press("Tab")
+    expect(tidy_lab.dialog.get_by_label("Name")).to_be_focused()
     keyboard.type("Typed")
+    expect(tidy_lab.dialog.get_by_label("Name")).to_have_value("Typed")
     keyboard.press("Enter")
     expect(tidy_lab.panel.get_by_role("article", name=re.compile("Typed"))).to_be_visible()
 
