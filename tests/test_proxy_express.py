@@ -209,7 +209,11 @@ def asking(server_connection: object, *, query: str = "", **headers: str) -> HTT
 
 
 class Somebody:
-    """Stands for a connection of tornado's."""
+    """Stands for a connection of tornado's, and for its stream."""
+
+    @property
+    def stream(self) -> object:
+        return self
 
 
 def test_memory_is_bounded_and_ends_with_the_connection() -> None:

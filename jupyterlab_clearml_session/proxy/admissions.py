@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from tornado.httputil import HTTPServerRequest
+from tornado.iostream import IOStream
 
 from .services import Service
 
@@ -31,6 +32,11 @@ class Admission:
     by_token: bool
     until: float
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it is still remembered."""
+        return monotonic() < self.until
+
 
 class Admissions:
     """Those of the last few seconds, by the browser's connection and a digest of what they were decided by."""
@@ -45,9 +51,10 @@ class Admissions:
 
     def remember(self, request: HTTPServerRequest, service: Service, *, user: Any, by_token: bool) -> None:
         """Remember that a request was admitted. One with a query is not: its query may have been the reason."""
-        if request.query or request.server_connection is None:
+        stream = _stream_of(request)
+        if request.query or stream is None:
             return
-        known = self._known.setdefault(request.server_connection, {})
+        known = self._known.setdefault(stream, {})
         digest = self._digest(request, service)
         known.pop(digest, None)
         if len(known) >= MOST:
@@ -56,13 +63,23 @@ class Admissions:
 
     def find(self, request: HTTPServerRequest, service: Service) -> Admission | None:
         """Return the admission of such a request on the same connection: same service, method and headers."""
-        if request.server_connection is None:
-            return None
-        known = self._known.get(request.server_connection)
+        stream = _stream_of(request)
+        known = self._known.get(stream) if stream is not None else None
         found = known.get(self._digest(request, service)) if known else None
-        return found if found is not None and monotonic() < found.until else None
+        return found if found is not None and found.lasts else None
+
+    def move(self, request: HTTPServerRequest, stream: IOStream) -> None:
+        """From now on, the connection that `request` came on is `stream`."""
+        known = self._known.pop(_stream_of(request), None)
+        if known is not None:
+            self._known[stream] = known
 
     def _digest(self, request: HTTPServerRequest, service: Service) -> bytes:
         headers = [header for header in request.headers.get_all() if header[0] not in CONDITIONS]
         seen = repr((request.method, request.remote_ip, request.protocol, service, headers))
         return hashlib.blake2b(seen.encode("utf-8", "backslashreplace"), key=self._key).digest()
+
+
+def _stream_of(request: HTTPServerRequest) -> object:
+    """Return what stands for the connection of a request; None where that is not known."""
+    return getattr(request.server_connection, "stream", None)

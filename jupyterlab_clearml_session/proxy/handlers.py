@@ -16,7 +16,7 @@ from tornado.httputil import HTTPHeaders, url_concat
 from tornado.iostream import StreamClosedError
 
 from ..errors import ClearMLSessionError, InvalidInput
-from . import answers, http1, trust
+from . import answers, http1, sockets, trust
 from .express import Express
 from .relay import Relay, is_navigation, is_websocket
 from .services import PATHS, Service, session_prefix
@@ -158,6 +158,13 @@ class ProxyHandler(JupyterHandler):
         """As `relay.Answer`."""
         if not self.get_cookie("_xsrf"):
             _ = self.xsrf_token  # the page's own requests carry it; reading it sets the cookie
+
+    def reset(self) -> None:
+        """As `relay.Answer`."""
+        stream = self.detach()
+        if stream.socket is not None:
+            sockets.reset_on_close(stream.socket)
+        stream.close()
 
     def _answered(self) -> bool:
         return self._finished

@@ -17,6 +17,7 @@ MAX_HEADERS = 200
 MAX_LINE = 16 * 1024
 MAX_CHUNK_LINE = 1024
 END_OF_HEAD = b"\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 
 Headers = list[tuple[str, str]]
 
@@ -103,12 +104,9 @@ def response_head(data: bytes, method: str) -> ResponseHead:
         raise RemoteBadAnswer("The remote service does not speak HTTP.")
     if len(lines) > MAX_HEADERS:
         raise RemoteBadAnswer("The remote service sent too many headers.")
-    headers: Headers = []
-    for line in lines:
-        field = _HEADER_LINE.fullmatch(line)
-        if field is None:  # also a folded line, a bare LF, or a space before the colon
-            raise RemoteBadAnswer("The remote service sent a malformed header.")
-        headers.append((field[1].decode("ascii"), field[2].rstrip(b" \t").decode("latin-1")))
+    headers = fields(lines)
+    if headers is None:
+        raise RemoteBadAnswer("The remote service sent a malformed header.")
     status = int(match[2])
     chunked, length = _framing(status, method, headers)
     return ResponseHead(
@@ -119,6 +117,29 @@ def response_head(data: bytes, method: str) -> ResponseHead:
         length=length,
         keep_alive=(chunked or length is not None) and _keep_alive(match[1] == b"1", headers),
     )
+
+
+def fields(lines: Iterable[bytes]) -> Headers | None:
+    """Parse header lines; None where one is malformed: folded, with a bare LF, a space before the colon ..."""
+    headers: Headers = []
+    for line in lines:
+        field = _HEADER_LINE.fullmatch(line)
+        if field is None:
+            return None
+        headers.append((field[1].decode("ascii"), field[2].rstrip(b" \t").decode("latin-1")))
+    return headers
+
+
+def answer_head(status: int, reason: str, headers: Headers) -> bytes:
+    """Serialise a response head for the browser, of parts that `response_head` has parsed or that are our own."""
+    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def chunk(parts: list[bytes]) -> list[bytes]:
+    """Frame pieces of a body together as one chunk; nothing where there is nothing, as that would end the body."""
+    size = sum(map(len, parts))
+    return [b"%x\r\n" % size, *parts, b"\r\n"] if size else []
 
 
 def chunk_size(line: bytes) -> int:

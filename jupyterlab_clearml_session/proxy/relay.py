@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
@@ -53,6 +51,9 @@ class Answer(Protocol):
 
     def detach(self) -> IOStream:
         """Return the browser's connection; nothing else is done with it then."""
+
+    def reset(self) -> None:
+        """Reset the browser's connection: what it got is no complete answer and must not look like one."""
 
 
 class Relay:
@@ -195,7 +196,8 @@ class Relay:
             if not self._begun:
                 raise
             self._log.info("proxy: %s", exc)
-            self._abort()
+            self._done = True
+            self._answer.reset()
 
     async def _response(self, exchange: Exchange) -> http1.ResponseHead:
         exchange.expire_after(self._state.settings.first_byte)
@@ -305,13 +307,6 @@ class Relay:
     def _detach(self) -> IOStream:
         self._done = True
         return self._answer.detach()
-
-    def _abort(self) -> None:
-        """Reset the browser's connection: what it got is no complete answer and must not look like one."""
-        stream = self._detach()
-        if stream.socket is not None:
-            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        stream.close()
 
     # -- the ends
 

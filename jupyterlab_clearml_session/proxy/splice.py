@@ -12,10 +12,11 @@ import contextlib
 import hashlib
 from typing import TYPE_CHECKING
 
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from ..errors import ConnectionLost, RemoteBadAnswer
 from .http1 import ResponseHead
+from .sockets import take_over
 
 if TYPE_CHECKING:
     from ..ssh.channel import ByteStream
@@ -44,10 +45,10 @@ async def splice(stream: IOStream, channel: ByteStream) -> None:
     a clean one.
     """
     stream.set_nodelay(True)
-    if type(stream) is IOStream:
-        await _splice_socket(stream, channel)
-    else:  # TLS belongs to its stream
+    if isinstance(stream, SSLIOStream):  # TLS belongs to its stream
         await _splice_stream(stream, channel)
+    else:
+        await _splice_socket(stream, channel)
 
 
 # -- a plain socket, without tornado: its futures take longer than the bytes
@@ -55,15 +56,13 @@ async def splice(stream: IOStream, channel: ByteStream) -> None:
 
 async def _splice_socket(stream: IOStream, channel: ByteStream) -> None:
     browser = _Browser(channel)
-    while (read := asyncio.ensure_future(stream.read_bytes(CHUNK, partial=True))).done():
-        if read.exception() is not None:
-            channel.close()
-            return
-        browser.pass_on(memoryview(read.result()))
-        await channel.drain()
-    own = stream.socket.dup()
-    stream.close()  # the read that waits ends; it has taken nothing from the socket
-    read.exception()
+    try:
+        early, own = take_over(stream)
+    except StreamClosedError:
+        channel.close()
+        return
+    if early:
+        browser.pass_on(memoryview(early))
     transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: browser, own)
     remote_end = asyncio.ensure_future(browser.until_remote_ends())
     try:

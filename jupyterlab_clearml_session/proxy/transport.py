@@ -170,6 +170,8 @@ class Exchange:
             if not self._reused:
                 raise
             await self._start_again()
+        if not has_body:
+            self._channel.flush()  # nothing will join it
 
     async def send(self, data: bytes) -> None:
         """Send a piece of the request body; returns when the channel can take more."""
@@ -188,7 +190,7 @@ class Exchange:
     def end_request(self) -> None:
         """Tell that the body is complete."""
         if self._chunked:
-            self.channel.write(b"0\r\n\r\n")
+            self.channel.write(http1.LAST_CHUNK)
         if self.channel.wide:
             self.channel.write_eof()
         self._request_done = True
