@@ -99,8 +99,7 @@ class _Browser(asyncio.BufferedProtocol):
     def pass_on(self, data: memoryview) -> None:
         """Write to the channel, and stop reading from the browser while that takes no more."""
         try:
-            self._channel.write(data)
-            self._channel.flush()
+            self._channel.send(data)
         except ConnectionLost:
             if self._transport is not None:
                 self._transport.close()

@@ -165,13 +165,14 @@ class Exchange:
         self._sent = head
         self._chunked = chunked
         try:
-            self._channel.write(head)
+            if has_body:
+                self._channel.write(head)  # leaves with the body's first piece
+            else:
+                self._channel.send(head)
         except ConnectionLost:
             if not self._reused:
                 raise
             await self._start_again()
-        if not has_body:
-            self._channel.flush()  # nothing will join it
 
     async def send(self, data: bytes) -> None:
         """Send a piece of the request body; returns when the channel can take more."""

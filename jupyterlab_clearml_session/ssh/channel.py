@@ -6,13 +6,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncssh
 from asyncssh import EXTENDED_DATA_STDERR
 
 from ..errors import ConnectionLost, RemoteBadAnswer
 from .shortcut import Shortcut
+
+if TYPE_CHECKING:
+    from .wire import Wire
 
 PACKET = 32 * 1024
 """What sshd takes in one packet. Larger writes are cut here, where a cut does not move the rest."""
@@ -54,7 +57,8 @@ class ByteStream:
         self._gone = asyncio.Event()
         self.shortcut: Shortcut | None = None
         """What sends data faster than asyncssh, where there is one."""
-        self.flush_wire: Callable[[], None] | None = None
+        self.wire: Wire | None = None
+        """What carries the connection, where it can be told to send at once."""
         self.on_gone: Callable[[ByteStream], None] | None = None
         """Called once when the channel is gone on both sides."""
 
@@ -177,10 +181,16 @@ class ByteStream:
         except OSError as exc:
             raise ConnectionLost("The SSH channel is closed.") from exc
 
-    def flush(self) -> None:
-        """Send at once what was written; otherwise it leaves at the end of this turn of the event loop."""
-        if self.flush_wire is not None:
-            self.flush_wire()
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """As `write`, but the bytes leave now and not at the end of this turn of the event loop."""
+        if self.wire is None:
+            self.write(data)
+            return
+        self.wire.hold()
+        try:
+            self.write(data)
+        finally:
+            self.wire.flush()
 
     @property
     def writing_paused(self) -> bool:

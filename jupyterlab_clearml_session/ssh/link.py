@@ -234,7 +234,7 @@ class Link:
         self._wire.observe_rtt(stream.opened_at - started)
         self._streams.add(stream)
         stream.shortcut = self._shortcut
-        stream.flush_wire = self._wire.flush
+        stream.wire = self._wire
         stream.on_gone = self._streams.discard
         return stream
 

@@ -51,6 +51,7 @@ class Wire(asyncio.BufferedProtocol):
         self._out: list[bytes] = []
         self._out_size = 0
         self._flush_scheduled = False
+        self._will_flush = False
         self._asked_at: float | None = None
         self._rtts: deque[float] = deque(maxlen=RTT_SAMPLES)
 
@@ -93,7 +94,7 @@ class Wire(asyncio.BufferedProtocol):
         self._out_size += len(data)
         if self._out_size >= WRITE_AT_ONCE:
             self.flush()
-        elif not self._flush_scheduled:
+        elif not self._flush_scheduled and not self._will_flush:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush_scheduled_now)
 
@@ -155,8 +156,13 @@ class Wire(asyncio.BufferedProtocol):
         self._socket = None
         self._ssh.connection_lost(exc)
 
+    def hold(self) -> None:
+        """Leave it to the caller, who calls `flush` in this turn of the event loop, to send what is written now."""
+        self._will_flush = True
+
     def flush(self) -> None:
         """Send now what would be sent at the end of this turn of the event loop."""
+        self._will_flush = False
         if not self._out or self._transport is None:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
