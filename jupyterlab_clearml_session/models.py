@@ -326,7 +326,10 @@ class Session:
 
 @dataclass(frozen=True)
 class SessionEvent:
-    """One change. ``revision`` counts up by one; ``kind`` is "changed", "removed", "log" or "backend"."""
+    """One change. ``revision`` counts up by one; ``kind`` is "changed", "removed", "log" or "backend".
+
+    "log" is a change of the session's `Progress.last_line` alone.
+    """
 
     revision: int
     kind: str

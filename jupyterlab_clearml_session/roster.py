@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from logging import DEBUG, WARNING, Logger
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Roster:
             record.announced = True
             self._spawn(self._announce(session, record.attachment.tunnel))
         if session != before:
-            self._emit("changed", session)
+            self._emit("log" if _differs_in_last_line(before, session) else "changed", session)
         return session
 
     def want(self, record: Record) -> Session:
@@ -191,3 +192,11 @@ class Roster:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _differs_in_last_line(before: Session, after: Session) -> bool:
+    """Whether nothing is new but what the Task has printed last."""
+    if before.progress is None or after.progress is None:
+        return False
+    shown = replace(after.progress, last_line=before.progress.last_line)
+    return replace(after, progress=shown) == before

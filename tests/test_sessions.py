@@ -18,7 +18,7 @@ from jupyterlab_clearml_session.backend.client import ClearMLClient
 from jupyterlab_clearml_session.backend.connection import Connection
 from jupyterlab_clearml_session.errors import ClearMLBadAnswer, UnknownSession, WrongPhase
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
-from jupyterlab_clearml_session.models import Phase, Session
+from jupyterlab_clearml_session.models import Phase, Session, SessionEvent
 from jupyterlab_clearml_session.sessions import SessionManager
 from tests.local_fixture import ClearMLUnderTest
 
@@ -138,6 +138,25 @@ async def test_logs_or_queues_that_cannot_be_read_hide_nothing_else(
         clearml_server.call("tasks.stop", task=waiting)
         ended = await until(lambda: manager.get(waiting), Phase.ENDED)
         assert (ended.error or {}).get("code") == "session_aborted"
+
+
+async def test_a_new_line_of_a_starting_session_is_told_as_log(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        clearml_server.call("tasks.started", task=session_id, force=True)
+        await until(lambda: manager.get(session_id), Phase.STARTING)
+        told: asyncio.Queue[SessionEvent] = asyncio.Queue()
+        manager.subscribe(told.put_nowait)
+        for number, line in enumerate(("Collecting numpy", "Installing numpy")):
+            clearml_server.call("events.add", type="log", task=session_id, timestamp=number + 1, msg=line)
+            event = await asyncio.wait_for(told.get(), DEADLINE)
+            assert event.session is not None
+            assert event.session.progress is not None
+            assert (event.kind, event.session.progress.last_line) == ("log", line)
+        clearml_server.call("tasks.stop", task=session_id)
+        assert (await asyncio.wait_for(told.get(), DEADLINE)).kind == "changed"
 
 
 async def test_agents_are_told_of_only_while_a_session_waits(

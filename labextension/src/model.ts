@@ -302,6 +302,7 @@ export class SessionModel implements ISessionModel {
     this._revision = event.revision;
     switch (event.kind) {
       case 'changed':
+      case 'log':
         if (event.session && this._concerns(event.session)) {
           this._set(event.session);
         }
@@ -315,8 +316,6 @@ export class SessionModel implements ISessionModel {
       case 'backend':
         this._error = event.error ? new SessionError(event.error, 503) : null;
         this._catchUp();
-        break;
-      case 'log':
         break;
     }
   }

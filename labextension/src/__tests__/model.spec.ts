@@ -143,6 +143,17 @@ describe('SessionModel', () => {
     expect(model.active).toEqual([]);
   });
 
+  it('takes a new line of the log as any other change', async () => {
+    model = await startedModel(fakeAPI(), events);
+    const progress = { step: 3, steps: 5, text: 'Starting', last_line: 'Collecting numpy' };
+    events.emit({
+      revision: 1,
+      kind: 'log',
+      session: session(1, 'starting', { progress })
+    });
+    expect(model.get(id(1))?.progress?.last_line).toBe('Collecting numpy');
+  });
+
   it('removes what was deleted', async () => {
     const api = fakeAPI({
       sessions: jest
