@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,8 @@ from jupyterlab_clearml_session.kernels.channel import SessionChannel
 from jupyterlab_clearml_session.models import Phase, Session
 from jupyterlab_clearml_session.remote.machine import Process
 
-SESSION_ID = "5e55" * 8
+SESSION_ID = uuid.uuid4().hex
+"""Of this process: the helper looks for its Task among all that runs on the machine."""
 
 
 class RemoteMachine:

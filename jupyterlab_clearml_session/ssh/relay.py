@@ -148,6 +148,9 @@ _RUNNING = "$(readlink /proc/[0-9]*/exe 2>/dev/null | grep -m1 /python3)"
 
 
 def command() -> str:
-    """Return the line that starts it with the first Python that is found, on the path or among what runs."""
-    start = f'command -v "$p" >/dev/null 2>&1 && exec "$p" -c {shlex.quote(SOURCE)}'
+    """Return the line that starts it with the first Python that is found, on the path or among what runs.
+
+    Isolated (``-IS``): a ``PYTHONPATH`` over there may lead to another Python's standard library.
+    """
+    start = f'command -v "$p" >/dev/null 2>&1 && exec "$p" -IS -c {shlex.quote(SOURCE)}'
     return f"for p in {_CANDIDATES} {_RUNNING}; do {start}; done"
