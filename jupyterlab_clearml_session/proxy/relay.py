@@ -83,6 +83,7 @@ class Relay:
         self._by_token = by_token
         self._begun = False
         self._done = False
+        self._closed = False
         self._exchange: Exchange | None = None
         self._early: asyncio.Task[http1.ResponseHead] | None = None
         self._route: Route
@@ -100,6 +101,8 @@ class Relay:
             What `Service.find` and `Exchange.start` raise.
         """
         route, tunnel = await self._service.find(manager, self._state.settings.tunnel_wait)
+        if self._closed:
+            raise ConnectionLost("The browser went away while the tunnel was being connected.")
         self._route = route
         method = self._request.method or "GET"
         chunked, length = http1.request_framing(self._request.headers.get_all())
@@ -288,6 +291,8 @@ class Relay:
     # -- what leaves for the browser
 
     def _begin(self, head: http1.ResponseHead, *, without: tuple[str, ...] = ()) -> None:
+        if head.status == 204:
+            without += ("content-length",)  # there is no body, and no length may be told (RFC 9110 8.6)
         headers = [
             (name, value)
             for name, value in to_browser(head.headers, self._route)
@@ -312,6 +317,7 @@ class Relay:
 
     def close(self) -> None:
         """Give the channel back, or tell the remote service that nobody wants its answer any more."""
+        self._closed = True
         exchange, self._exchange = self._exchange, None
         if self._early is not None and not self._early.done():
             self._early.cancel()

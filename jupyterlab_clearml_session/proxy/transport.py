@@ -144,6 +144,7 @@ class Exchange:
         self._expired = False
         self._timer: asyncio.TimerHandle | None = None
         self._response_done = False
+        self._closed = False
 
     @property
     def channel(self) -> ByteStream:
@@ -155,20 +156,19 @@ class Exchange:
         """Take a channel and send the request head. Raises what `Tunnel.open_channel` raises."""
         max_idle = IDLE_LIMIT if self._method in IDEMPOTENT and not has_body else FRESH
         if self._prompt:
-            self._channel = await self._pool.take_prompt(self._port)
+            self._use(await self._pool.take_prompt(self._port))
         elif self._wide:
-            self._channel = await self._pool.take_wide(self._port)
+            self._use(await self._pool.take_wide(self._port))
         else:
-            self._channel, self._reused = await self._pool.take(
-                self._port, bulk=self._bulk, max_idle=max_idle
-            )
+            channel, self._reused = await self._pool.take(self._port, bulk=self._bulk, max_idle=max_idle)
+            self._use(channel)
         self._sent = head
         self._chunked = chunked
         try:
             if has_body:
-                self._channel.write(head)  # leaves with the body's first piece
+                self.channel.write(head)  # leaves with the body's first piece
             else:
-                self._channel.send(head)
+                self.channel.send(head)
         except ConnectionLost:
             if not self._reused:
                 raise
@@ -268,6 +268,7 @@ class Exchange:
     def close(self) -> None:
         """Give the channel back where the exchange ended cleanly; abort it otherwise."""
         channel, self._channel = self._channel, None
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if channel is None:
@@ -281,6 +282,13 @@ class Exchange:
             channel.abort()
 
     # -- helpers
+
+    def _use(self, channel: ByteStream) -> None:
+        """Go on with a channel, unless the exchange was closed while that was being opened."""
+        if self._closed:
+            channel.abort()
+            raise ConnectionLost("Nobody waits for the answer any more.")
+        self._channel = channel
 
     def _count(self, size: int) -> None:
         light = self._moved < HEAVY
@@ -304,8 +312,9 @@ class Exchange:
 
     async def _start_again(self) -> None:
         self.channel.abort()
-        self._channel, self._reused = await self._pool.take(self._port, bulk=self._bulk, max_idle=0.0)
-        self._channel.write(self._sent)
+        channel, self._reused = await self._pool.take(self._port, bulk=self._bulk, max_idle=0.0)
+        self._use(channel)
+        channel.write(self._sent)
 
     async def _read_head(self) -> bytes:
         buffer = b""
@@ -330,7 +339,8 @@ class Exchange:
                 raise RemoteBadAnswer("The remote service sent a head that is too long.")
 
     def _can_start_again(self, buffer: bytes) -> bool:
-        return self._reused and not buffer and not self._body_sent and not self._expired
+        given_up = self._closed or self._expired
+        return self._reused and not buffer and not self._body_sent and not given_up
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         while size := http1.chunk_size(await self._line()):
