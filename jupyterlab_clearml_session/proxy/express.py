@@ -94,19 +94,14 @@ class Express(Router):
 
 def _may_leave_tornado(request: HTTPServerRequest) -> bool:
     stream = cast(HTTP1Connection, request.connection).stream
-    return (
-        request.version == "HTTP/1.1"
-        and request.headers.get("Connection", "keep-alive").lower() in ("keep-alive", "close")
-        and not any(name in request.headers for name in _TOLD_BY_A_PROXY)
-        and stream is not None
-        and not isinstance(stream, SSLIOStream)
-    )
+    return request.version == "HTTP/1.1" and stream is not None and not isinstance(stream, SSLIOStream)
 
 
 def _is_plain(request: HTTPServerRequest) -> bool:
     return (
         request.method in ("GET", "HEAD")
-        and not any(name in request.headers for name in _BODY)
+        and request.headers.get("Connection", "keep-alive").lower() in ("keep-alive", "close")
+        and not any(name in request.headers for name in (*_BODY, *_TOLD_BY_A_PROXY))
         and not is_websocket(request)
         and not is_navigation(request)
     )

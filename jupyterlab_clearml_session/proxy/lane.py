@@ -78,8 +78,11 @@ class Lane(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._quiet = False
-        self.gone = False
-        """True when the browser's connection has ended."""
+
+    @property
+    def _ended(self) -> bool:
+        """True from when nothing more is read: the browser has gone, or its connection ends with what was sent."""
+        return self._transport.is_closing()
 
     async def run(self, stream: IOStream, first: Passage) -> None:
         """Answer `first` and what follows on its connection; return when that has ended or was given back."""
@@ -90,13 +93,15 @@ class Lane(asyncio.Protocol):
             return
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: self, own)
+        if len(self._unread) > MAX_UNREAD:
+            self._transport.pause_reading()
         self._timer = loop.call_later(SECONDS, self._look)
         try:
             passage: Passage | None = first
             while passage is not None:
                 await self._answer(passage)
                 passage = await self._next()
-            if not self.gone:
+            if not self._ended:
                 await self._give_back()
         except StreamClosedError:
             return
@@ -109,20 +114,23 @@ class Lane(asyncio.Protocol):
     async def _next(self) -> Passage | None:
         """Wait for a request; None where tornado has to read it, or the connection has ended."""
         while not self._unread:
-            if self.gone or self._quiet:
+            if self._ended or self._quiet:
                 return None
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
             self._waiting = None
         head, end, rest = self._unread.partition(http1.END_OF_HEAD)
-        passage = self._passage(head) if end and not self.gone else None
+        passage = self._passage(head) if end and not self._ended else None
         if passage is not None:
             self._unread = rest
-            self._transport.resume_reading()
+            if len(rest) <= MAX_UNREAD:
+                self._transport.resume_reading()
         return passage
 
     def _passage(self, head: bytes) -> Passage | None:
         """Return how the request may go whose head this is; None where there is anything to it."""
+        if len(head) > http1.MAX_HEAD:
+            return None
         line, _, rest = head.partition(b"\r\n")
         match = _LINE.fullmatch(line)
         shape = self._shape(rest) if match is not None else None
@@ -188,7 +196,7 @@ class Lane(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes to the browser. Raises StreamClosedError where it has gone."""
-        if self._transport.is_closing():
+        if self._ended:
             raise StreamClosedError
         self._transport.write(data)
 
@@ -196,12 +204,12 @@ class Lane(asyncio.Protocol):
         """Wait until the browser takes more. Raises StreamClosedError where it has gone."""
         if self._writable is not None:
             await self._writable
-        if self.gone:
+        if self._ended:
             raise StreamClosedError
 
     def reset(self) -> None:
         """End the connection so that what was sent does not look complete."""
-        if not self._transport.is_closing():
+        if not self._ended:
             sockets.reset_on_close(self._transport.get_extra_info("socket"))
         self._transport.abort()
 
@@ -220,7 +228,6 @@ class Lane(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.gone = True
         if self._relay is not None:
             self._relay.close()
         self.resume_writing()
@@ -230,9 +237,9 @@ class Lane(asyncio.Protocol):
         self._writable = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
-        if self._writable is not None:
-            self._writable.set_result(None)
-            self._writable = None
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
 
     # -- helpers
 
@@ -242,9 +249,8 @@ class Lane(asyncio.Protocol):
 
     def _look(self) -> None:
         """Give the connection back where nothing has come since the last look."""
-        if self._quiet and self._waiting is not None:
+        if self._quiet:
             self._wake()
-            return
         self._quiet = True
         self._timer = asyncio.get_running_loop().call_later(SECONDS, self._look)
 
@@ -261,8 +267,8 @@ class Lane(asyncio.Protocol):
             read_chunk_size=self._server.read_chunk_size,
         )
         ProxyState.of(self._settings).admissions.move(self._first, stream)
-        address: Any = own.getpeername()
-        self._server.handle_stream(stream, address)
+        accepted: Any = self._first.connection
+        self._server.handle_stream(stream, accepted.context.address)
 
 
 class _Answer:

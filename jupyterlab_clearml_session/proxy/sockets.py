@@ -20,7 +20,7 @@ def take_over(stream: IOStream) -> tuple[bytes, socket.socket]:
     own: socket.socket = stream.socket.dup()
     stream.close()  # a read that waits ends; it has taken nothing from the socket
     read.exception()
-    return data, own
+    return data + stream.unread() if isinstance(stream, Resumed) else data, own
 
 
 class Resumed(IOStream):
@@ -29,6 +29,10 @@ class Resumed(IOStream):
     def __init__(self, own: socket.socket, first: bytes, **options: Any) -> None:
         self._first = memoryview(first)
         super().__init__(own, **options)
+
+    def unread(self) -> bytes:
+        """Return what it has not got round to reading of those bytes."""
+        return bytes(self._first)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """As tornado's."""
