@@ -82,7 +82,7 @@ class _Browser(asyncio.BufferedProtocol):
         self._channel = channel
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(READ_BUFFER))
-        self._held: list[bytes] = []
+        self._held: list[bytes | memoryview] = []
         self._draining: asyncio.Task[None] | None = None
 
     async def until_remote_ends(self) -> None:
@@ -142,7 +142,7 @@ class _Browser(asyncio.BufferedProtocol):
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _deliver(self, data: bytes) -> None:
+    def _deliver(self, data: bytes | memoryview) -> None:
         self._held.append(data)
         if len(data) < FULL:
             self._write_held()
@@ -184,7 +184,7 @@ async def _up(stream: IOStream, channel: ByteStream) -> None:
 async def _down(channel: ByteStream, stream: IOStream) -> None:
     paused = False
 
-    def deliver(data: bytes) -> None:
+    def deliver(data: bytes | memoryview) -> None:
         nonlocal paused
         try:
             written = stream.write(data)

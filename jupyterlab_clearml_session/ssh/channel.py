@@ -37,6 +37,9 @@ class ByteStream:
     and then `ConnectionLost` is raised: a broken stream never looks like a finished one.
     """
 
+    takes_views = True
+    """Tells `shortcut` that `data_received` may be given a view of a packet instead of a copy."""
+
     wide = False
     """True where `write_eof` ends what is sent, and the stream is good for one exchange only (`lanes`)."""
 
@@ -53,7 +56,7 @@ class ByteStream:
         self._writing_paused = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
-        self._sink: Callable[[bytes], None] | None = None
+        self._sink: Callable[[bytes | memoryview], None] | None = None
         self._gone = asyncio.Event()
         self.shortcut: Shortcut | None = None
         """What sends data faster than asyncssh, where there is one."""
@@ -139,7 +142,7 @@ class ByteStream:
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def deliver_to(self, sink: Callable[[bytes], None]) -> None:
+    def deliver_to(self, sink: Callable[[bytes | memoryview], None]) -> None:
         """Hand bytes to `sink` as they arrive, instead of keeping them for `read`.
 
         `read` goes on to return what had arrived before, and the end. For where a turn of the event loop counts.
@@ -244,7 +247,7 @@ class ByteStream:
         if self.on_gone is not None:
             self.on_gone(self)
 
-    def data_received(self, data: bytes, datatype: int | None) -> None:
+    def data_received(self, data: bytes | memoryview, datatype: int | None) -> None:
         if self._sink is not None and not self._chunks:
             self._sink(data)
             return
@@ -368,7 +371,7 @@ class Process(ByteStream, asyncssh.SSHClientSession[bytes]):
 
     # -- called by asyncssh
 
-    def data_received(self, data: bytes, datatype: int | None) -> None:
+    def data_received(self, data: bytes | memoryview, datatype: int | None) -> None:
         if datatype == EXTENDED_DATA_STDERR:
             self._stderr += data
             del self._stderr[:-STDERR_LIMIT]

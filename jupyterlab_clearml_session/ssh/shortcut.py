@@ -31,6 +31,9 @@ TAG = 16
 LARGEST = 256 * 1024
 """Bytes of a packet; channel data comes in smaller ones. Whoever calls `receive` has room for it."""
 
+WORTH_A_VIEW = 4096
+"""Bytes of channel data from which it costs less not to copy them out of their packet."""
+
 BLOCK = 16
 GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
@@ -202,10 +205,17 @@ class Shortcut:
         connection._recv_seq = (connection._recv_seq + 1) & 0xFFFFFFFF
         try:
             if plain[1] == CHANNEL_DATA:
-                channel._accept_data(plain[10 : 10 + size])
+                channel._accept_data(_payload(plain, size, channel._session))
             else:
                 channel._send_window += size
                 channel._flush_send_buf()
         except Exception:  # noqa: BLE001 -- as asyncssh does: what a session raises ends the connection
             connection.internal_error()
         return True
+
+
+def _payload(plain: bytes, size: int, session: object) -> bytes | memoryview:
+    """Return the data of a packet; as a view only where the session has said that it takes one."""
+    if size >= WORTH_A_VIEW and getattr(session, "takes_views", False):
+        return memoryview(plain)[10 : 10 + size]
+    return plain[10 : 10 + size]
