@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 from jupyter_client.session import Session
 
-from ..remote.kernel import send_parts
+from ..remote.kernel import receive_parts, send_parts
 from ..remote.messages import CONTROL, IOPUB, SHELL, STDIN
 
 NAMES = {SHELL: "shell", IOPUB: "iopub", STDIN: "stdin", CONTROL: "control"}
@@ -176,7 +176,7 @@ class KernelPort:
         sock = self.sockets[channel]
         for _ in range(BATCH):
             try:
-                messages.append(sock.recv_multipart(zmq.NOBLOCK))
+                messages.append(receive_parts(sock))
             except zmq.Again:
                 break
         if self._unclaimed and channel != IOPUB:

@@ -40,7 +40,7 @@ except (AttributeError, NameError):
 """ipykernel drops output when more than 1000 messages wait to be read: what it says while a busy machine keeps us
 from reading for some hundredths of a second."""
 _PR_SET_PDEATHSIG = 1
-_LAST = int(zmq.NOBLOCK)
+_NOBLOCK = _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
@@ -247,7 +247,7 @@ class KernelProcess:
             return 0
         for count in range(RECEIVE_BATCH):
             try:
-                parts = _receive(sock)
+                parts = receive_parts(sock)
             except zmq.Again:
                 return count
             self.output.keep(channel, parts)
@@ -265,13 +265,18 @@ def send_parts(sock: zmq.Socket[Any], parts: list[Any]) -> None:
         zmq.backend.Socket.send(sock, part, _MORE if index < last else _LAST, copy=len(part) < 65536)
 
 
-def _receive(sock: zmq.Socket[Any]) -> list[Any]:
-    first = sock.recv(zmq.NOBLOCK)
-    if not sock.getsockopt(zmq.RCVMORE):
-        return [first]
-    # Large buffers are not copied out of libzmq; for small parts the copy is cheaper than the frame object.
-    rest = sock.recv_multipart(zmq.NOBLOCK, copy=False)
-    return [first, *(frame.bytes if len(frame) < 65536 else frame.buffer for frame in rest)]
+def receive_parts(sock: zmq.Socket[Any]) -> list[Any]:
+    """Take a message without waiting; zmq.Again where there is none.
+
+    As ``recv_multipart``, which asks the socket after each part whether there is more, in twice the time.
+    """
+    parts = []
+    while True:
+        frame = zmq.backend.Socket.recv(sock, _NOBLOCK, copy=False)
+        # Large buffers are not copied out of libzmq.
+        parts.append(frame.bytes if len(frame) < 65536 else frame.buffer)
+        if not frame.more:
+            return parts
 
 
 def _is_ipykernel(spec: dict[str, Any]) -> bool:
