@@ -145,7 +145,12 @@ describe('SessionModel', () => {
 
   it('takes a new line of the log as any other change', async () => {
     model = await startedModel(fakeAPI(), events);
-    const progress = { step: 3, steps: 5, text: 'Starting', last_line: 'Collecting numpy' };
+    const progress = {
+      step: 3,
+      steps: 5,
+      text: 'Starting',
+      last_line: 'Collecting numpy'
+    };
     events.emit({
       revision: 1,
       kind: 'log',
