@@ -27,8 +27,9 @@ from jupyterlab_clearml_session.kernels.channel import SessionChannel
 from jupyterlab_clearml_session.models import Phase, Session
 from jupyterlab_clearml_session.remote.machine import Process
 
-SESSION_ID = uuid.uuid4().hex
-"""Of this process: the helper looks for its Task among all that runs on the machine."""
+SESSION_ID_VARIABLE = "CLEARML_SESSION_TEST_ID"
+SESSION_ID = os.environ.get(SESSION_ID_VARIABLE) or uuid.uuid4().hex
+"""Of this process, and of those that it tells: a helper looks for its Task among all that runs on the machine."""
 
 
 class RemoteMachine:

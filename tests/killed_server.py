@@ -25,7 +25,7 @@ from jupyterlab_clearml_session.models import SshTarget
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
 from .counting import Count, Verdict
-from .kernel_fixture import RemoteMachine, session
+from .kernel_fixture import SESSION_ID, SESSION_ID_VARIABLE, RemoteMachine, session
 from .kernel_server_fixture import OneSession
 from .lab_fixture import LabServer
 
@@ -95,7 +95,7 @@ def kernel_server(folder: Path, machine: RemoteMachine, target: SshTarget) -> La
     return LabServer(
         folder,
         command="server",
-        environment={VARIABLE: json.dumps(config), "PYTHONPATH": root},
+        environment={VARIABLE: json.dumps(config), SESSION_ID_VARIABLE: SESSION_ID, "PYTHONPATH": root},
         config={
             "ServerApp.jpserver_extensions": {name: name == "tests.killed_server" for name in EXTENSIONS},
             # What Jupyter itself leaves out of a flood is not what is tried here.
