@@ -1,8 +1,13 @@
 /** What the dialogs share: a keyboard that reaches their bodies, and texts to copy. */
 import { Clipboard, Dialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
+import type { ReactWidget } from '@jupyterlab/ui-components';
 import { checkIcon, copyIcon } from '@jupyterlab/ui-components';
+import type { Message } from '@lumino/messaging';
+import { MessageLoop } from '@lumino/messaging';
+import { Widget } from '@lumino/widgets';
 import * as React from 'react';
+import { flushSync } from 'react-dom';
 
 import { useKeptFocus } from './focus';
 import { SessionError } from './request';
@@ -13,13 +18,19 @@ export const OWN_ENTER = 'data-own-enter';
 /** Milliseconds for which a button says that it has copied. */
 const COPIED_FOR = 2_000;
 
+interface IBodyDialogOptions<T> extends Partial<Dialog.IOptions<T>> {
+  body: ReactWidget & Dialog.IBodyWidget<T>;
+}
+
 /**
  * A dialog with controls of its own in its body. Enter on a button or a link there presses that one (JupyterLab's
- * dialogs did not let it through before 4.6), and the body can say that it is not ready to be accepted.
+ * dialogs did not let it through before 4.6), the body can say that it is not ready to be accepted, and the focus is
+ * there as soon as the dialog is.
  */
 export class BodyDialog<T = void> extends Dialog<T> {
-  constructor(options: Partial<Dialog.IOptions<T>>) {
+  constructor(options: IBodyDialogOptions<T>) {
     super(options);
+    this._drawn = options.body;
     this.addClass('jp-ClearML-smallDialog');
     this._buttonsOf = options.buttons ?? [];
     this._default = options.defaultButton ?? this._buttonsOf.length - 1;
@@ -48,6 +59,15 @@ export class BodyDialog<T = void> extends Dialog<T> {
     }
   }
 
+  // Left alone, JupyterLab puts the focus when the browser is idle: the body may not be drawn yet, or the focus is
+  // taken from someone who has begun to type. So the body is drawn at once, and nothing left to wait for.
+  protected override onAfterAttach(msg: Message): void {
+    flushSync(() => MessageLoop.sendMessage(this._drawn, Widget.Msg.UpdateRequest));
+    this._drawn.renderPromise = undefined;
+    super.onAfterAttach(msg);
+  }
+
+  private readonly _drawn: ReactWidget;
   private readonly _buttonsOf: ReadonlyArray<Dialog.IButton>;
   private readonly _default: number;
   private _acceptable = true;

@@ -159,7 +159,7 @@ export function LaunchForm(
   const focus = (selector: string) =>
     box.current?.querySelector<HTMLElement>(selector)?.focus();
   const openedDrawn = React.useRef(drawn);
-  React.useEffect(() => {
+  React.useLayoutEffect(() => {
     if (drawn && !openedDrawn.current) {
       focus(FIRST_CONTROL); // otherwise the dialog itself has done it
     }

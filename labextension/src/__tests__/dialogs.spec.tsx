@@ -6,7 +6,7 @@ import {
   render,
   screen
 } from '@testing-library/react';
-import { Clipboard, Dialog } from '@jupyterlab/apputils';
+import { Clipboard, Dialog, ReactWidget } from '@jupyterlab/apputils';
 import { nullTranslator } from '@jupyterlab/translation';
 import { PromiseDelegate } from '@lumino/coreutils';
 import * as React from 'react';
@@ -296,7 +296,7 @@ describe('BodyDialog', () => {
   }
 
   it('leaves Enter to the buttons of its body, and takes it everywhere else', async () => {
-    const body = (
+    const body = ReactWidget.create(
       <>
         <button type="button">own</button>
         <input />
@@ -321,9 +321,29 @@ describe('BodyDialog', () => {
     expect(closed).toBe(true);
   });
 
+  it('has the focus in its body as soon as it is shown, and does not take it back', async () => {
+    const dialog = new BodyDialog({
+      body: ReactWidget.create(
+        <>
+          <input aria-label="first" />
+          <input aria-label="second" />
+        </>
+      ),
+      focusNodeSelector: 'input'
+    });
+    void dialog.launch();
+    await Promise.resolve(); // the dialogs before this one are closed
+    await Promise.resolve();
+    expect(document.activeElement).toBe(screen.getByLabelText('first'));
+    screen.getByLabelText('second').focus();
+    await act(settle);
+    expect(document.activeElement).toBe(screen.getByLabelText('second'));
+    dialog.reject();
+  });
+
   it('is not accepted before its body is ready, but can be cancelled', async () => {
     const dialog = new BodyDialog({
-      body: <p />,
+      body: ReactWidget.create(<p />),
       buttons: [Dialog.cancelButton(), Dialog.okButton({ label: 'Ok' })]
     });
     const done = dialog.launch();
