@@ -69,11 +69,12 @@ class SshServer:
         self.port = self._acceptor.get_port()
 
     async def drop(self) -> None:
-        """Break all connections at once, as a crash does; go on listening."""
-        for connection in tuple(self.connections):
+        """Break all connections at once, as a crash does; go on listening (who is waiting may be back at once)."""
+        broken = tuple(self.connections)
+        for connection in broken:
             connection.abort()
-        while self.connections:
-            await asyncio.sleep(0)
+        for connection in broken:
+            await connection.wait_closed()
 
     async def stop(self) -> None:
         """Stop listening and break all connections."""
@@ -81,7 +82,8 @@ class SshServer:
             self._acceptor.close()
             await self._acceptor.wait_closed()
             self._acceptor = None
-        await self.drop()
+        while self.connections:
+            await self.drop()
         await asyncio.gather(*self._runs, return_exceptions=True)
 
     async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:

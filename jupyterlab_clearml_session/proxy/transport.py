@@ -25,6 +25,8 @@ IDLE_LIMIT = 60.0
 FRESH = 4.0
 """Seconds that a channel may have been idle for a request that cannot be sent twice: servers hang up after 5."""
 
+_GIVEN_UP = "Nobody waits for the answer any more."
+
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
@@ -148,8 +150,12 @@ class Exchange:
 
     @property
     def channel(self) -> ByteStream:
-        """The channel; for whoever takes the exchange over (an upgraded connection)."""
-        assert self._channel is not None
+        """The channel; for whoever takes the exchange over (an upgraded connection).
+
+        Raises ConnectionLost once the exchange is closed: what had arrived for it may wake its reader after that.
+        """
+        if self._channel is None:
+            raise ConnectionLost(_GIVEN_UP)
         return self._channel
 
     async def start(self, head: bytes, *, chunked: bool, has_body: bool) -> None:
@@ -287,7 +293,7 @@ class Exchange:
         """Go on with a channel, unless the exchange was closed while that was being opened."""
         if self._closed:
             channel.abort()
-            raise ConnectionLost("Nobody waits for the answer any more.")
+            raise ConnectionLost(_GIVEN_UP)
         self._channel = channel
 
     def _count(self, size: int) -> None:

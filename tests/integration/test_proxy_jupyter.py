@@ -29,6 +29,9 @@ pytestmark = pytest.mark.integration
 MEMORY = 64 << 20
 """What bodies of any size may cost (bench/proxy_memory.py: 5 GB)."""
 
+END = 10.0
+"""Seconds that the remote JupyterLab may take to end."""
+
 
 @contextlib.asynccontextmanager
 async def remote_lab(home: Path, python: str = sys.executable) -> AsyncIterator[int]:
@@ -64,7 +67,12 @@ async def remote_lab(home: Path, python: str = sys.executable) -> AsyncIterator[
         yield int(match[1])
     finally:
         process.terminate()
-        await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), END)
+        except asyncio.TimeoutError:
+            # Seen with JupyterLab 4.6: a thread of anyio's that nobody ends keeps the process.
+            process.kill()
+            await process.wait()
         if drain is not None:
             await drain
 
