@@ -407,8 +407,9 @@ async def test_a_server_that_misbehaves(
     assert len(await client.queues()) == 1  # and it comes back by itself
 
 
-async def test_a_server_that_drips(clearml_server: ClearMLUnderTest) -> None:
-    """Each byte comes in time, the answer never does."""
+@pytest.mark.parametrize("pause", [0.1, 60.0])
+async def test_a_server_that_drips(clearml_server: ClearMLUnderTest, pause: float) -> None:
+    """Each byte comes in time, or no more after the first; the answer never does."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
@@ -416,7 +417,7 @@ async def test_a_server_that_drips(clearml_server: ClearMLUnderTest) -> None:
             while not writer.is_closing():
                 writer.write(b" ")
                 await writer.drain()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(pause)
 
     async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]

@@ -192,6 +192,8 @@ class BoundedSession(Session):
         except requests.exceptions.Timeout:
             raise ClearMLDeadline(f"{self.host} did not answer in time.") from None
         except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError):
+            if time.monotonic() >= self._local.until:  # that is how requests tells a timeout within a body
+                raise ClearMLDeadline(f"{self.host} did not answer in time.") from None
             raise ClearMLUnreachable(f"{self.host} cannot be reached.") from None
         except (requests.exceptions.RequestException, ValueError):
             raise ClearMLUnreachable(
