@@ -419,7 +419,8 @@ async def test_a_server_that_drips(clearml_server: ClearMLUnderTest, pause: floa
                 await writer.drain()
                 await asyncio.sleep(pause)
 
-    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    try:
         port = server.sockets[0].getsockname()[1]
         client = ClearMLClient(login_timeout=10.0)
         client.use_local(clearml_server.credentials)
@@ -430,6 +431,8 @@ async def test_a_server_that_drips(clearml_server: ClearMLUnderTest, pause: floa
         with pytest.raises(ClearMLDeadline):
             await client.queues()
         assert time.monotonic() - begun < 6.0
+    finally:
+        server.close()
 
 
 async def test_a_certificate_that_nobody_signed(clearml_server: ClearMLUnderTest, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from jupyterlab_clearml_session.proxy import admissions
 from jupyterlab_clearml_session.proxy.admissions import Admission, Admissions
 from jupyterlab_clearml_session.proxy.services import Service
 
+from .proxy_fixture import NAVIGATION, Proxy, proxy
 from .proxy_parts import SESSION
-from .test_proxy_http import NAVIGATION, Browser, Proxy, proxy
+from .test_proxy_access import Browser
 
 __all__ = ["proxy"]  # the fixture
 

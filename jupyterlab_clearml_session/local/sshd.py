@@ -76,8 +76,10 @@ async def serve(port: int, key_files: list[str], password: str) -> None:
         keepalive_interval=30,
         login_timeout=30,
     )
-    async with server:
-        await server.wait_closed()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        server.close()  # not waited for: from Python 3.12 on that would wait for all connections too
 
 
 async def run_process(process: asyncssh.SSHServerProcess[bytes]) -> None:
