@@ -99,6 +99,22 @@ def test_nothing_stands_against_the_doors(tidy_lab: LabPage, stage: Stage) -> No
     assert complaints(tidy_lab.panel) == []
 
 
+def test_progress_is_seen_where_the_system_s_few_colours_replace_all_others(
+    tidy_lab: LabPage, stage: Stage
+) -> None:
+    session = stage.put(1, Phase.STARTING)
+    bar = tidy_lab.card(session["id"]).get_by_role("progressbar")
+    tidy_lab.page.emulate_media(forced_colors="active")
+    try:
+        expect(bar).to_be_visible()
+        done, all_of_it = bar.evaluate(
+            "bar => [bar.firstElementChild, bar].map(node => getComputedStyle(node).backgroundColor)"
+        )
+        assert done != all_of_it
+    finally:
+        tidy_lab.page.emulate_media(forced_colors="none")
+
+
 # -- narrow places -----------------------------------------------------------------------------------------
 
 
