@@ -85,9 +85,9 @@ def test_an_expired_login_is_told_and_the_page_can_be_reloaded(lab: LabPage, sta
     lab.refresh()
     alert = lab.panel.get_by_role("alert")
     expect(alert).to_contain_text("reload the page to log in again")
-    lab.page.unroute(API)
     with lab.page.expect_navigation():
         alert.get_by_role("button", name="Reload the Page").click()
+    lab.page.unroute(API)
 
 
 def test_a_dialog_is_there_before_the_answer_and_asks_again(tidy_lab: LabPage, stage: Stage) -> None:

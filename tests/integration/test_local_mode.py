@@ -94,6 +94,14 @@ def belonging_to(directory: Path) -> list[psutil.Process]:
     return found
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    """The command line of a process; empty where it has ended meanwhile."""
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
+
+
 def wait_for_no_process(directory: Path, deadline: float = 10.0) -> float:
     """Seconds until no process belongs to the directory."""
     start = time.monotonic()
@@ -155,8 +163,7 @@ def test_session_sandbox_and_sigkill_of_the_parent(tmp_path: Path) -> None:
         asyncio.run(run_over_ssh(services, "setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo"))
         clean = "env -i setsid sh -c 'echo $$; exec sleep 1001 >/dev/null 2>&1 </dev/null'"
         daemon = psutil.Process(int(asyncio.run(run_over_ssh(services, f"({clean}) & sleep 0.2")).strip()))
-        names = {process.name() for process in belonging_to(directory)}
-        assert "sleep" in names
+        assert any("sleep" in words_of(process) for process in belonging_to(directory))
         assert (
             len(belonging_to(directory)) >= 7
         )  # server, guard, agent, its child, session, sshd, Jupyter, kernel
@@ -267,15 +274,15 @@ async def test_a_killed_agent_takes_its_session_with_it_and_comes_back(tmp_path:
     server = under_test(mode, await mode.start(), tmp_path)
     running, waiting = launch_task(server, "import time\ntime.sleep(1000)"), launch_task(server, "print(1)")
 
-    def agent_and_its_task() -> list[psutil.Process]:
-        return [p for p in belonging_to(tmp_path) if {"daemon", "script.py"} & set(p.cmdline())]
+    def running_as(word: str) -> list[psutil.Process]:
+        return [process for process in belonging_to(tmp_path) if word in words_of(process)]
 
-    while len(processes := agent_and_its_task()) < 2:
+    while not (agents := running_as("daemon")) or not (tasks := running_as("script.py")):
         await asyncio.sleep(0.05)
-    next(process for process in processes if "daemon" in process.cmdline()).kill()
+    agents[0].kill()
     task = await asyncio.to_thread(server.wait_for_status, running, "failed")
     assert task["status_reason"] == "The agent that ran it ended"
-    assert not any(process.is_running() for process in processes)
+    assert not any(process.is_running() for process in (*agents, *tasks))
     await asyncio.to_thread(server.wait_for_status, waiting, "completed")
     await mode.stop()
 
