@@ -162,21 +162,18 @@ describe('Panel', () => {
   });
 
   it('tells an unreachable server, and asks again on request', async () => {
-    const { api } = await panel({
-      status: jest
-        .fn()
-        .mockRejectedValueOnce(
-          new SessionError(
-            { code: 'x', message: 'ClearML is away', hint: 'Wait.' },
-            503
-          )
-        )
-        .mockResolvedValue(SERVER)
-    });
+    const status = jest
+      .fn()
+      .mockRejectedValue(
+        new SessionError({ code: 'x', message: 'ClearML is away', hint: 'Wait.' }, 503)
+      );
+    await panel({ status });
     expect(screen.getByRole('alert').textContent).toContain('ClearML is away');
+    const asked = status.mock.calls.length; // it asks by itself as well
+    status.mockResolvedValue(SERVER);
     fireEvent.click(screen.getByRole('button', { name: 'Try Again' }));
     await act(settle);
-    expect(api.status).toHaveBeenCalledTimes(2);
+    expect(status.mock.calls.length).toBeGreaterThan(asked);
     expect(screen.queryByRole('alert')).toBeNull();
   });
 

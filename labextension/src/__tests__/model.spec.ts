@@ -247,16 +247,14 @@ describe('SessionModel', () => {
   });
 
   it('tells why ClearML cannot be asked, and recovers', async () => {
-    const api = fakeAPI({
-      sessions: jest
-        .fn()
-        .mockRejectedValueOnce(
-          new SessionError({ code: 'clearml_unreachable', message: 'away' }, 503)
-        )
-        .mockResolvedValue({ sessions: [session(1, 'ready')], revision: 1 })
-    });
-    model = await startedModel(api, events);
+    const sessions = jest
+      .fn()
+      .mockRejectedValue(
+        new SessionError({ code: 'clearml_unreachable', message: 'away' }, 503)
+      );
+    model = await startedModel(fakeAPI({ sessions }), events);
     expect(model.error?.code).toBe('clearml_unreachable');
+    sessions.mockResolvedValue({ sessions: [session(1, 'ready')], revision: 1 });
     await model.refresh();
     expect(model.error).toBeNull();
     expect(model.active).toHaveLength(1);
