@@ -60,9 +60,14 @@ export class BodyDialog<T = void> extends Dialog<T> {
   }
 
   // Left alone, JupyterLab puts the focus when the browser is idle: the body may not be drawn yet, or the focus is
-  // taken from someone who has begun to type. So the body is drawn at once, and nothing left to wait for.
-  protected override onAfterAttach(msg: Message): void {
+  // taken from someone who has begun to type. So the body is drawn first, where it cannot take the focus (JupyterLab
+  // notes what has it, to give it back), and nothing is left to wait for.
+  protected override onBeforeAttach(msg: Message): void {
     flushSync(() => MessageLoop.sendMessage(this._drawn, Widget.Msg.UpdateRequest));
+    super.onBeforeAttach(msg);
+  }
+
+  protected override onAfterAttach(msg: Message): void {
     this._drawn.renderPromise = undefined;
     super.onAfterAttach(msg);
   }

@@ -158,10 +158,9 @@ export function LaunchForm(
   useKeptFocus(box);
   const focus = (selector: string) =>
     box.current?.querySelector<HTMLElement>(selector)?.focus();
-  const openedDrawn = React.useRef(drawn);
   React.useLayoutEffect(() => {
-    if (drawn && !openedDrawn.current) {
-      focus(FIRST_CONTROL); // otherwise the dialog itself has done it
+    if (drawn) {
+      focus(FIRST_CONTROL); // where the dialog is opened with it, the dialog itself does it
     }
   }, [drawn]);
   React.useEffect(() => focus('[aria-invalid="true"]'), [draft.refused]);

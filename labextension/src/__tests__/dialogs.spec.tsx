@@ -341,6 +341,24 @@ describe('BodyDialog', () => {
     dialog.reject();
   });
 
+  it('gives the focus back, also where its body takes it when it is drawn', async () => {
+    function Greedy(): JSX.Element {
+      const input = React.useRef<HTMLInputElement>(null);
+      React.useEffect(() => input.current?.focus(), []);
+      return <input ref={input} />;
+    }
+    render(<button type="button">opener</button>);
+    const opener = screen.getByRole('button', { name: 'opener' });
+    opener.focus();
+    const dialog = new BodyDialog({ body: ReactWidget.create(<Greedy />) });
+    void dialog.launch();
+    await act(settle);
+    expect(document.activeElement).not.toBe(opener);
+    dialog.reject();
+    await act(settle);
+    expect(document.activeElement).toBe(opener);
+  });
+
   it('is not accepted before its body is ready, but can be cancelled', async () => {
     const dialog = new BodyDialog({
       body: ReactWidget.create(<p />),
