@@ -144,6 +144,17 @@ def canned(data: bytes, *, keep_open: bool = False) -> Reply:
     return reply
 
 
+def silent(asked: asyncio.Event) -> Reply:
+    """Return a reply that sets `asked`, and says nothing until the other end has gone."""
+
+    async def reply(_request: Request, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
+        asked.set()
+        await reader.read()
+        return False
+
+    return reply
+
+
 def install(serverapp: Any, manager: FakeManager) -> None:
     """Put the proxy's routes into a running Jupyter server."""
     serverapp.web_app.settings["clearml_session_manager"] = manager

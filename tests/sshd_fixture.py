@@ -78,13 +78,13 @@ class SshServer:
 
     async def stop(self) -> None:
         """Stop listening and break all connections."""
-        if self._acceptor is not None:
-            self._acceptor.close()
+        if self._acceptor is None:
+            return
+        self._acceptor.close()
         while self.connections:
             await self.drop()
-        if self._acceptor is not None:
-            await self._acceptor.wait_closed()  # from Python 3.12 on for the connections too
-            self._acceptor = None
+        await self._acceptor.wait_closed()  # from Python 3.12 on for the connections too
+        self._acceptor = None
         await asyncio.gather(*self._runs, return_exceptions=True)
 
     async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
 
 from .proxy_fixture import BOTH_WAYS, NAVIGATION, Proxy, head, proxy, raw
-from .proxy_parts import SESSION, canned, say_ok
+from .proxy_parts import SESSION, canned, say_ok, silent
 
 __all__ = ["proxy"]  # the fixture
 
@@ -179,13 +179,7 @@ async def test_browser_that_goes_away_is_told_to_the_remote(
     proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = asyncio.Event()
-
-    async def slow(_request: Any, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
-        asked.set()
-        await reader.read()
-        return False
-
-    proxy.service.reply = slow
+    proxy.service.reply = silent(asked)
     _, writer = await asyncio.open_connection("127.0.0.1", proxy.serverapp.port)
     writer.write(head(proxy, "GET", "/"))
     await asyncio.wait_for(asked.wait(), 5)
@@ -293,13 +287,7 @@ async def test_session_that_is_not_attached_is_a_page_that_waits_for_it(proxy: P
 
 async def test_tunnel_that_breaks_before_the_answer_is_a_page_that_tries_again(proxy: Proxy) -> None:
     asked = asyncio.Event()
-
-    async def mute(_request: Any, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
-        asked.set()
-        await reader.read()
-        return False
-
-    proxy.service.reply = mute
+    proxy.service.reply = silent(asked)
     for method, body in (("GET", None), ("POST", "abc")):
         asked.clear()
         waiting = asyncio.ensure_future(
@@ -321,12 +309,7 @@ async def test_requests_wait_for_a_tunnel_that_comes_back(proxy: Proxy) -> None:
 @BOTH_WAYS
 async def test_service_that_does_not_answer(proxy: Proxy) -> None:
     proxy.serverapp.web_app.settings["clearml_session_proxy"] = ProxyState(ProxySettings(first_byte=0.2))
-
-    async def mute(_request: Any, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bool:
-        await reader.read()
-        return False
-
-    proxy.service.reply = mute
+    proxy.service.reply = silent(asyncio.Event())
     answer = await proxy.get("port", "x")
     assert answer.code == 504
     assert json.loads(answer.body)["error"]["code"] == "remote_deadline"

@@ -189,10 +189,13 @@ class BoundedSession(Session):
             ) from None
         except requests.exceptions.ConnectTimeout:
             raise ClearMLUnreachable(f"{self.host} does not answer.") from None
-        except requests.exceptions.Timeout:
-            raise ClearMLDeadline(f"{self.host} did not answer in time.") from None
-        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError):
-            if time.monotonic() >= self._local.until:  # that is how requests tells a timeout within a body
+        except (
+            requests.exceptions.Timeout,
+            requests.exceptions.ConnectionError,
+            requests.exceptions.ChunkedEncodingError,
+        ) as error:
+            # A timeout within a body is told by requests as a broken connection.
+            if isinstance(error, requests.exceptions.Timeout) or time.monotonic() >= self._local.until:
                 raise ClearMLDeadline(f"{self.host} did not answer in time.") from None
             raise ClearMLUnreachable(f"{self.host} cannot be reached.") from None
         except (requests.exceptions.RequestException, ValueError):
