@@ -217,7 +217,7 @@ class _Inward:
     def put(self, data: bytes | memoryview) -> None:
         if not data:
             return
-        self._chunks.append(memoryview(data))
+        self._chunks.append(memoryview(bytes(data)))
         if self._scheduled or self._waiting:
             return
         if len(data) <= SMALL:

@@ -45,12 +45,17 @@ class Express(Router):
 
     def find_handler(self, request: HTTPServerRequest, **found: Any) -> HTTPMessageDelegate | None:
         """As tornado's `Router`: who answers the request, or None."""
+        groups = [(group or b"").decode("utf-8", "replace") for group in found["path_args"]]
+        lane = self.lane(request)
+        passage = self._passage(request, groups, {}) if lane is not None else None
+        return _Entrance(self, lane, passage) if lane is not None and passage is not None else None
+
+    def lane(self, request: HTTPServerRequest) -> Lane | None:
+        """Return a lane for the connection of a request; None where that has to stay with tornado."""
         server = self._server()
         if server is None or not _may_leave_tornado(request):
             return None
-        groups = [(group or b"").decode("utf-8", "replace") for group in found["path_args"]]
-        passage = self._passage(request, groups, {})
-        return _Entrance(self, Lane(server, self._settings, self.find), passage) if passage else None
+        return Lane(server, self._settings, self.find)
 
     def find(self, request: HTTPServerRequest, known: Known) -> Passage | None:
         """Return how a request may go the short way, or None.

@@ -18,7 +18,8 @@ from tornado.iostream import StreamClosedError
 from ..errors import ClearMLSessionError, InvalidInput
 from . import answers, http1, sockets, trust
 from .express import Express
-from .relay import Relay, is_navigation, is_websocket
+from .lane import Lane
+from .relay import LargeAnswer, Relay, is_navigation, is_websocket
 from .services import PATHS, Service, session_prefix
 from .state import ProxyState
 
@@ -36,6 +37,8 @@ class ProxyHandler(JupyterHandler):
     SUPPORTED_METHODS = (*METHODS, *WEBDAV)
 
     _relay: Relay | None = None
+    _lane: Lane | None = None
+    """What the connection has become."""
 
     @property
     def state(self) -> ProxyState:
@@ -85,6 +88,8 @@ class ProxyHandler(JupyterHandler):
             await self._relay.run()
         except ClearMLSessionError as exc:
             self._fail(exc)
+        if self._lane is not None:
+            await self._lane.go_on()
 
     get = head = post = put = patch = delete = options = _bring_answer
     propfind = proppatch = mkcol = copy = move = lock = unlock = report = search = _bring_answer
@@ -158,6 +163,16 @@ class ProxyHandler(JupyterHandler):
         """As `relay.Answer`."""
         if not self.get_cookie("_xsrf"):
             _ = self.xsrf_token  # the page's own requests carry it; reading it sets the cookie
+
+    async def straight(self) -> LargeAnswer | None:
+        """As `relay.Answer`."""
+        express: Express | None = self.settings.get("clearml_session_express")
+        lane = express.lane(self.request) if express is not None else None
+        if lane is None or self._relay is None:
+            return None
+        answer = await lane.lead(self.detach(), self._relay, self.request)
+        self._lane = lane
+        return answer
 
     def reset(self) -> None:
         """As `relay.Answer`."""
@@ -233,7 +248,7 @@ class SpellingHandler(web.RequestHandler):
 
 def install(app: web.Application, base_url: str) -> None:
     """Add the proxy's routes to a Jupyter server. `Express` is asked first, and leaves most to `ProxyHandler`."""
-    express = Express(app, base_url)
+    express = app.settings["clearml_session_express"] = Express(app, base_url)
     routes: list[Any] = [(base_url + path, express) for path in PATHS]
     routes += [(base_url + path, ProxyHandler) for path in PATHS]
     plain = unquote(base_url)

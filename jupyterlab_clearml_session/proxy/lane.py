@@ -19,9 +19,10 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import access_log
 
 from ..errors import ClearMLSessionError, InvalidInput
+from ..ssh.straight import Straight
 from . import answers, http1, sockets
 from .admissions import SECONDS, Admission
-from .relay import Relay
+from .relay import LargeAnswer, Relay
 from .services import Service
 from .state import ProxyState
 
@@ -76,6 +77,7 @@ class Lane(asyncio.Protocol):
         self._relay: Relay | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        self._straight: Straight | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._quiet = False
 
@@ -86,18 +88,27 @@ class Lane(asyncio.Protocol):
 
     async def run(self, stream: IOStream, first: Passage) -> None:
         """Answer `first` and what follows on its connection; return when that has ended or was given back."""
-        self._first = first.request
         try:
-            self._unread, own = sockets.take_over(stream)
+            await self._take(stream, first.request)
         except StreamClosedError:
             return
-        loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: self, own)
-        if len(self._unread) > MAX_UNREAD:
-            self._transport.pause_reading()
-        self._timer = loop.call_later(SECONDS, self._look)
+        await self.go_on(first)
+
+    async def lead(self, stream: IOStream, relay: Relay, request: HTTPServerRequest) -> LargeAnswer:
+        """Take the connection of a request that `relay` is answering; await `go_on` when it has.
+
+        Raises StreamClosedError where that has ended.
+        """
+        self._relay = relay
+        await self._take(stream, request)
+        return _Answer(self, request)
+
+    async def go_on(self, first: Passage | None = None) -> None:
+        """Answer what comes on the connection; return when that has ended or was given back."""
+        self._relay = None
+        assert self._timer is not None
         try:
-            passage: Passage | None = first
+            passage = first or await self._next()
             while passage is not None:
                 await self._answer(passage)
                 passage = await self._next()
@@ -108,6 +119,15 @@ class Lane(asyncio.Protocol):
         finally:
             self._timer.cancel()
             self._transport.close()
+
+    async def _take(self, stream: IOStream, request: HTTPServerRequest) -> None:
+        self._first = request
+        self._unread, own = sockets.take_over(stream)
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: self, own)
+        if len(self._unread) > MAX_UNREAD:
+            self._transport.pause_reading()
+        self._timer = loop.call_later(SECONDS, self._look)
 
     # -- one request
 
@@ -186,8 +206,6 @@ class Lane(asyncio.Protocol):
         finally:
             self._relay = None
             relay.close()
-        if answer.last:
-            self._transport.close()
         if answer.status >= 400 and "log_function" in self._settings:
             user = passage.admission.user
             self._settings["log_function"](_Logged(request, self._settings, user, answer.status))
@@ -199,6 +217,17 @@ class Lane(asyncio.Protocol):
         if self._ended:
             raise StreamClosedError
         self._transport.write(data)
+
+    def lend(self, data: bytes | memoryview) -> asyncio.Future[None] | None:
+        """Send bytes, which may change afterwards; return what to wait for before more is sent, if anything."""
+        if not self._ended:
+            self._straight = self._straight or Straight(self._transport)
+            self._straight.write(data)
+        return self._writable
+
+    def end(self) -> None:
+        """End the connection when what was sent has arrived."""
+        self._transport.close()
 
     async def drain(self) -> None:
         """Wait until the browser takes more. Raises StreamClosedError where it has gone."""
@@ -228,6 +257,8 @@ class Lane(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._straight is not None:
+            self._straight.close()
         if self._relay is not None:
             self._relay.close()
         self.resume_writing()
@@ -306,6 +337,8 @@ class _Answer:
             self.write(chunk)
         self._send(last=True)
         await self._lane.drain()
+        if self.last:
+            self._lane.end()
 
     async def finish_failed(self, exc: ClearMLSessionError) -> None:
         """Say why there is no answer of the service."""
@@ -313,6 +346,12 @@ class _Answer:
         self._chunks.clear()
         self.begin(status, answers.reason(status), headers)
         await self.finish(body)
+
+    async def straight(self) -> LargeAnswer | None:
+        return self
+
+    def lend(self, data: bytes | memoryview) -> asyncio.Future[None] | None:
+        return self._lane.lend(data)
 
     def reset(self) -> None:
         self._lane.reset()

@@ -23,6 +23,9 @@ MAX_COOKIE_NAMES = 200
 BULK_BODY = 1024 * 1024
 """Bytes from which a request body travels on the bulk connection."""
 
+LARGE_BODY = 1024 * 1024
+"""Bytes from which an answer's body goes past tornado."""
+
 WIDE_BODY = 8 * 1024 * 1024
 """Bytes from which it may take several channels, which need a round trip more to open."""
 
@@ -49,11 +52,24 @@ class Answer(Protocol):
     def finish(self, chunk: bytes | None = None) -> Awaitable[None]:
         """Send what was taken and `chunk`, and end the answer."""
 
+    async def straight(self) -> LargeAnswer | None:
+        """Return the answer to go on with where it gets large; None where that is this one.
+
+        Called before `begin`. Raises StreamClosedError where the browser has gone.
+        """
+
     def detach(self) -> IOStream:
         """Return the browser's connection; nothing else is done with it then."""
 
     def reset(self) -> None:
         """Reset the browser's connection: what it got is no complete answer and must not look like one."""
+
+
+class LargeAnswer(Answer, Protocol):
+    """An answer on the browser's connection itself."""
+
+    def lend(self, data: bytes | memoryview) -> asyncio.Future[None] | None:
+        """Send a piece of the body, which may change afterwards; return what to wait for before the next one."""
 
 
 class Relay:
@@ -223,6 +239,12 @@ class Relay:
         if rewriter is not None:
             await self._bring_rewritten(exchange, head, rewriter)
             return
+        large = await self._answer.straight() if self._is_large(head) else None
+        if large is not None:
+            self._begun = True
+            self._answer = large
+            await self._pour(exchange, head, large)
+            return
         self._begin(head)
         if whole := exchange.short_body():
             self.close()
@@ -244,6 +266,27 @@ class Relay:
         if self._request.version == "HTTP/1.0" and head.length is None:
             self._detach().close()  # such a client knows the end of the body by the end of the connection
             return
+        await self._finish()
+
+    async def _pour(self, exchange: Exchange, head: http1.ResponseHead, answer: LargeAnswer) -> None:
+        """Bring a large body: what arrives goes to the browser's socket in the same turn of the event loop."""
+        channel = exchange.channel
+
+        def pass_on(data: bytes | memoryview) -> None:
+            full = answer.lend(data)
+            if full is not None:
+                channel.pause_delivery()
+                full.add_done_callback(lambda _: channel.resume_delivery())
+
+        self._begin(head)
+        await self._flush()
+        try:
+            await exchange.pour(pass_on)
+        except ClearMLSessionError:
+            if self._exchange is None:
+                return  # the browser went away
+            raise
+        self.close()
         await self._finish()
 
     async def _bring_rewritten(
@@ -333,6 +376,10 @@ class Relay:
         if length is not None and length.isdigit() and int(length) >= BULK_BODY:
             return True
         return "Range" in self._request.headers or bool(_DOWNLOAD_PATH.search(self._request.path))
+
+    def _is_large(self, head: http1.ResponseHead) -> bool:
+        """Whether an answer is worth a connection of its own."""
+        return self._request.method == "GET" and self._early is None and (head.length or 0) >= LARGE_BODY
 
     def _rewriter(self, head: http1.ResponseHead) -> Rewriter | None:
         """Return what rewrites this answer, if anything does."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from ..errors import ConnectionLost, RemoteBadAnswer
+from ..ssh.straight import Straight
 from .http1 import ResponseHead
 from .sockets import take_over
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 CHUNK = 64 * 1024
 READ_BUFFER = 256 * 1024
 WRITE_LIMIT = 256 * 1024
-FULL = 16 * 1024
-"""A delivery of at least so many bytes is likely to be followed by more of the same message."""
 
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -81,8 +80,8 @@ class _Browser(asyncio.BufferedProtocol):
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._channel = channel
         self._transport: asyncio.Transport | None = None
+        self._straight: Straight | None = None
         self._buffer = memoryview(bytearray(READ_BUFFER))
-        self._held: list[bytes | memoryview] = []
         self._draining: asyncio.Task[None] | None = None
 
     async def until_remote_ends(self) -> None:
@@ -93,8 +92,6 @@ class _Browser(asyncio.BufferedProtocol):
                 self._deliver(data)
         except ConnectionLost:
             return
-        finally:
-            self._write_held()
 
     def pass_on(self, data: memoryview) -> None:
         """Write to the channel, and stop reading from the browser while that takes no more."""
@@ -113,6 +110,7 @@ class _Browser(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._straight = Straight(transport)
         transport.set_write_buffer_limits(high=WRITE_LIMIT)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -128,6 +126,9 @@ class _Browser(asyncio.BufferedProtocol):
         self._channel.resume_delivery()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._straight is not None:
+            self._straight.close()
+            self._straight = None
         if self._draining is not None:
             self._draining.cancel()
         if not self.gone.done():
@@ -143,17 +144,8 @@ class _Browser(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _deliver(self, data: bytes | memoryview) -> None:
-        self._held.append(data)
-        if len(data) < FULL:
-            self._write_held()
-        elif len(self._held) == 1:
-            asyncio.get_running_loop().call_soon(self._write_held)  # more of it arrives in this turn
-
-    def _write_held(self) -> None:
-        if self._held and self._transport is not None:
-            data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-            self._held.clear()
-            self._transport.write(data)
+        if self._straight is not None:
+            self._straight.write(data)
 
 
 # -- a stream of tornado's
@@ -187,7 +179,7 @@ async def _down(channel: ByteStream, stream: IOStream) -> None:
     def deliver(data: bytes | memoryview) -> None:
         nonlocal paused
         try:
-            written = stream.write(data)
+            written = stream.write(bytes(data))
         except StreamClosedError:
             return  # `_up` meets it as well, and ends the splice
         if not paused and stream.writing():

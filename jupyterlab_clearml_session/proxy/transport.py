@@ -26,6 +26,7 @@ FRESH = 4.0
 """Seconds that a channel may have been idle for a request that cannot be sent twice: servers hang up after 5."""
 
 _GIVEN_UP = "Nobody waits for the answer any more."
+_BROKEN_OFF = "The remote service broke off in the middle of its answer."
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
@@ -258,10 +259,25 @@ class Exchange:
             while left:
                 data = await self.channel.read(left)
                 if not data:
-                    raise RemoteBadAnswer("The remote service broke off in the middle of its answer.")
+                    raise RemoteBadAnswer(_BROKEN_OFF)
                 left -= len(data)
                 self._count(len(data))
                 yield data
+        self._response_done = True
+
+    async def pour(self, sink: Callable[[bytes | memoryview], None]) -> None:
+        """Hand a body of known length to `sink` as it arrives; a view is lent for the call. Raises as `body`."""
+        assert self.head is not None
+        assert self.head.length is not None
+
+        def pass_on(data: bytes | memoryview) -> None:
+            self._count(len(data))
+            sink(data)
+
+        try:
+            await self.channel.pour(self.head.length, pass_on)
+        except asyncio.IncompleteReadError as exc:
+            raise RemoteBadAnswer(_BROKEN_OFF) from exc
         self._response_done = True
 
     def short_body(self) -> bytes:
@@ -354,7 +370,7 @@ class Exchange:
             while left:
                 data = await self.channel.read(left)
                 if not data:
-                    raise RemoteBadAnswer("The remote service broke off in the middle of its answer.")
+                    raise RemoteBadAnswer(_BROKEN_OFF)
                 left -= len(data)
                 yield data
             if await self._line():
@@ -372,7 +388,7 @@ class Exchange:
                 raise RemoteBadAnswer("The remote service sent a line that is too long.")
             data = await self.channel.read()
             if not data:
-                raise RemoteBadAnswer("The remote service broke off in the middle of its answer.")
+                raise RemoteBadAnswer(_BROKEN_OFF)
             buffer = buffer + data if buffer else data
         self.channel.unread(buffer[end + 2 :])
         return buffer[:end]

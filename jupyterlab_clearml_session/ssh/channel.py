@@ -12,13 +12,10 @@ import asyncssh
 from asyncssh import EXTENDED_DATA_STDERR
 
 from ..errors import ConnectionLost, RemoteBadAnswer
-from .shortcut import Shortcut
+from .shortcut import PACKET, Shortcut
 
 if TYPE_CHECKING:
     from .wire import Wire
-
-PACKET = 32 * 1024
-"""What sshd takes in one packet. Larger writes are cut here, where a cut does not move the rest."""
 
 PIECE = 256 * 1024
 """What one read returns at most. Handing on a piece costs more than joining packets to a large one."""
@@ -37,8 +34,8 @@ class ByteStream:
     and then `ConnectionLost` is raised: a broken stream never looks like a finished one.
     """
 
-    takes_views = True
-    """Tells `shortcut` that `data_received` may be given a view of a packet instead of a copy."""
+    takes_loans = True
+    """Tells `shortcut` that `data_received` may be given a view that is good only until it returns."""
 
     wide = False
     """True where `write_eof` ends what is sent, and the stream is good for one exchange only (`lanes`)."""
@@ -92,9 +89,7 @@ class ByteStream:
         """
         chunks = self._chunks
         while not chunks:
-            if self._lost is not None:
-                raise ConnectionLost("The SSH connection broke.") from self._lost
-            if self._eof or self._closed:
+            if self._finished():
                 return b""
             await self._wait_readable()
         if limit < 0:
@@ -143,11 +138,44 @@ class ByteStream:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def deliver_to(self, sink: Callable[[bytes | memoryview], None]) -> None:
-        """Hand bytes to `sink` as they arrive, instead of keeping them for `read`.
+        """Hand bytes to `sink` as they arrive, instead of keeping them for `read`. A view is lent for the call.
 
         `read` goes on to return what had arrived before, and the end. For where a turn of the event loop counts.
         """
         self._sink = sink
+
+    async def pour(self, size: int, sink: Callable[[bytes | memoryview], None]) -> None:
+        """Hand the next `size` bytes to `sink`, each piece as it arrives. A view is lent for the call.
+
+        Raises
+        ------
+        asyncio.IncompleteReadError
+            The other end finished before.
+        ConnectionLost
+            The SSH connection broke before.
+        """
+        left = size
+
+        def deliver(data: bytes | memoryview) -> None:
+            nonlocal left
+            piece, rest = data[:left], data[left:]
+            left -= len(piece)
+            sink(piece)
+            if not left:
+                self._sink = None
+                self.unread(bytes(rest))
+                self._wake_reader()
+
+        while left and self._chunks:
+            deliver(await self.read(left))
+        self._sink = deliver if left else None
+        try:
+            while left and not self._finished():
+                await self._wait_readable()
+        finally:
+            self._sink = None
+        if left:
+            raise asyncio.IncompleteReadError(b"", left)
 
     def pause_delivery(self) -> None:
         """Ask the other end to stop; what is on its way is kept, and comes after `resume_delivery`."""
@@ -175,12 +203,10 @@ class ByteStream:
         if self.closed:
             raise ConnectionLost("The SSH channel is closed.") from self._lost
         try:
-            if len(data) <= PACKET:
-                self._write(data)
-                return
             view = memoryview(data)
-            for start in range(0, len(view), PACKET):
-                self._write(view[start : start + PACKET])
+            sent = self.shortcut.send(self._channel, view) if self.shortcut is not None else 0
+            for start in range(sent, len(view), PACKET):
+                self._channel.write(view[start : start + PACKET])
         except OSError as exc:
             raise ConnectionLost("The SSH channel is closed.") from exc
 
@@ -251,7 +277,7 @@ class ByteStream:
         if self._sink is not None and not self._chunks:
             self._sink(data)
             return
-        self._chunks.append(data)
+        self._chunks.append(bytes(data))
         self._size += len(data)
         if self._size > READ_LIMIT and not self._reading_paused:
             self._reading_paused = True
@@ -275,15 +301,17 @@ class ByteStream:
 
     # -- helpers
 
+    def _finished(self) -> bool:
+        """Whether nothing more comes. Raises ConnectionLost where the connection broke."""
+        if self._lost is not None:
+            raise ConnectionLost("The SSH connection broke.") from self._lost
+        return self._eof or self._closed
+
     def _taken(self, size: int) -> None:
         self._size -= size
         if self._reading_paused and self._size <= READ_LIMIT // 2:
             self._reading_paused = False
             self._channel.resume_reading()
-
-    def _write(self, packet: bytes | bytearray | memoryview) -> None:
-        if self.shortcut is None or not self.shortcut.send(self._channel, packet):
-            self._channel.write(packet)
 
     async def _wait_readable(self) -> None:
         if self._reader is not None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ConnectionLost
-from .channel import PACKET, UnixChannel
+from .channel import UnixChannel
+from .shortcut import PACKET
 
 LENGTH = 4
 PIECE = PACKET - LENGTH

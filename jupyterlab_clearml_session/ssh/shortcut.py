@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncssh
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+if TYPE_CHECKING:
+    from .wire import Wire
 
 TESTED = ((2, 18), (2, 24))
 """The first and the last version of asyncssh that this is known to fit."""
@@ -31,11 +34,21 @@ TAG = 16
 LARGEST = 256 * 1024
 """Bytes of a packet; channel data comes in smaller ones. Whoever calls `receive` has room for it."""
 
-WORTH_A_VIEW = 4096
-"""Bytes of channel data from which it costs less not to copy them out of their packet."""
+PACKET = 32 * 1024
+"""Bytes of channel data that are sent in one packet: what sshd takes."""
+
+BULK = 4096
+"""Bytes of a packet from which it is opened together with its neighbours."""
+
+HEAD = 10
+"""Bytes before the data of an opened packet: length of the padding, type, channel, size."""
 
 BLOCK = 16
 GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+
+_HEAD = struct.Struct(">BBII")
+_LENGTH = struct.Struct(">I")
+_COUNTER = struct.Struct(">Q")
 
 _CONNECTION = (
     "_channels",
@@ -55,11 +68,8 @@ _CONNECTION = (
 )
 
 
-def shortcut(connection: asyncssh.SSHClientConnection, write: Callable[[bytes], None]) -> Shortcut | None:
-    """Return the shortcut for a connection that has just been made, or None where it does not fit.
-
-    `write` takes bytes for the wire, as the connection's own transport does.
-    """
+def shortcut(connection: asyncssh.SSHClientConnection, wire: Wire) -> Shortcut | None:
+    """Return the shortcut for a connection that has just been made, or None where it does not fit."""
     version = re.match(r"(\d+)\.(\d+)", asyncssh.__version__)
     if version is None or not TESTED[0] <= (int(version[1]), int(version[2])) <= TESTED[1]:
         return None
@@ -70,7 +80,7 @@ def shortcut(connection: asyncssh.SSHClientConnection, write: Callable[[bytes], 
         return None
     if not all(hasattr(connection, name) for name in _CONNECTION):
         return None
-    made = Shortcut(connection, write)
+    made = Shortcut(connection, wire)
     return made if made.incoming().fits and made.outgoing().fits else None
 
 
@@ -84,21 +94,48 @@ class _Cipher:
         try:
             self.state = encryption._cipher
             self.key = AESGCM(self.state._key)
-            self.fits = len(self.state._iv) == 12 and callable(self.state._update_iv)
+            self.fits = len(self.state._iv) == 12
         except (AttributeError, TypeError, ValueError):
             return
+        self._open_into = getattr(self.key, "decrypt_into", None)  # cryptography < 47 has neither
+        self._seal_into = getattr(self.key, "encrypt_into", None)
+
+    def open(self, packet: memoryview, plain: memoryview) -> None:
+        """Open a packet into `plain`, without a step. Raises InvalidTag; what is in `plain` then means nothing."""
+        if self._open_into is not None:
+            self._open_into(self.state._iv, packet[4:], packet[:4], plain)
+        else:
+            plain[:] = self.key.decrypt(self.state._iv, packet[4:], packet[:4])
+
+    def seal(self, plain: bytes, packet: memoryview) -> None:
+        """Seal a packet into `packet`, and step."""
+        length = packet[:4] = _LENGTH.pack(len(plain))
+        if self._seal_into is not None:
+            self._seal_into(self.state._iv, plain, length, packet[4:])
+        else:
+            packet[4:] = self.key.encrypt(self.state._iv, plain, length)
+        self.step()
+
+    def step(self) -> None:
+        """Go on to the next packet (RFC 5647 7.1)."""
+        iv = self.state._iv
+        self.state._iv = iv[:4] + _COUNTER.pack((_COUNTER.unpack_from(iv, 4)[0] + 1) & 0xFFFFFFFFFFFFFFFF)
 
 
 class Shortcut:
     """Takes whole packets from the wire and puts whole packets on it. Made by `shortcut`."""
 
-    def __init__(self, connection: Any, write: Callable[[bytes], None]) -> None:
+    def __init__(self, connection: Any, wire: Wire) -> None:
         self._connection = connection
-        self._write = write
+        self._wire = wire
         self._padding = os.urandom(2 * BLOCK)  # under AES-GCM nobody sees whether it was used before
         self._aligned = False
         self._incoming: _Cipher | None = None
         self._outgoing: _Cipher | None = None
+        self._run = memoryview(bytearray(HEAD + 2 * LARGEST))
+        self._channel: Any = None
+        """Whose data the run is; it lies from `_start` to `_end`."""
+        self._start = self._end = HEAD
 
     def incoming(self) -> _Cipher:
         """The cipher of the next packet that arrives; a key exchange brings a new one."""
@@ -115,22 +152,28 @@ class Shortcut:
     def receive(self, data: memoryview) -> int:
         """Process the whole packets that `data` begins with; return how many bytes they are.
 
-        The caller keeps the rest and gives it again, with what follows it.
+        The caller keeps the rest and gives it again, with what follows it: at most 512 KiB.
         """
         connection = self._connection
         end = len(data)
         at = 0
         while self._aligned and end - at >= 4:
-            size = 4 + int.from_bytes(data[at : at + 4], "big") + TAG
+            if end - at >= BULK:
+                at = self._open_run(data, at)
+                if end - at < 4:
+                    break
+            size = 4 + _LENGTH.unpack_from(data, at)[0] + TAG
             if size > LARGEST or not self.incoming().fits:
                 self._aligned = False  # asyncssh may refuse it, or the length means nothing here
             elif end - at < size:
-                return at
+                break
             else:
                 packet = data[at : at + size]
                 at += size
+                self._deliver()
                 if not self._open(packet):
                     connection.data_received(bytes(packet), None)
+        self._deliver()
         if not self._aligned:
             # asyncssh may hold a part of a packet; from the next boundary on it gets whole ones only.
             connection.data_received(bytes(data[at:]), None)
@@ -138,39 +181,48 @@ class Shortcut:
             return end
         return at
 
-    def send(self, channel: Any, data: bytes | bytearray | memoryview) -> bool:
-        """Send up to 32 KiB as one packet. False where asyncssh has to do it; nothing has happened then."""
+    def send(self, channel: Any, data: memoryview) -> int:
+        """Send as much of `data` as can be sent now and return how many bytes that is; the rest is asyncssh's."""
         connection = self._connection
-        size = len(data)
+        cipher = self.outgoing()
         if (
-            not 0 < size <= channel._send_pktsize
-            or size > channel._send_window
-            or channel._send_buf
+            channel._send_buf
             or channel._send_state != "open"
             or not connection._kex_complete
-            or connection._rekey_bytes_sent >= connection._rekey_bytes
             or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
+            or not cipher.fits
         ):
-            return False
-        cipher = self.outgoing()
-        if not cipher.fits:
-            return False
-        padding = BLOCK - (10 + size) % BLOCK
-        if padding < 4:
-            padding += BLOCK
-        head = (
-            bytes((padding, CHANNEL_DATA)) + channel._send_chan.to_bytes(4, "big") + size.to_bytes(4, "big")
-        )
-        plain = b"".join((head, data, self._padding[:padding]))
-        length = len(plain).to_bytes(4, "big")
-        sealed = cipher.key.encrypt(cipher.state._iv, plain, length)
-        cipher.state._update_iv()
-        connection._send_seq = (connection._send_seq + 1) & 0xFFFFFFFF
-        connection._rekey_bytes_sent += len(plain)
-        channel._send_window -= size
-        self._write(length)
-        self._write(sealed)
-        return True
+            return 0
+        number = channel._send_chan.to_bytes(4, "big")
+        sent = 0
+        while sent < len(data):
+            size = min(len(data) - sent, PACKET)
+            if (
+                size > channel._send_window
+                or size > channel._send_pktsize
+                or connection._rekey_bytes_sent >= connection._rekey_bytes
+            ):
+                break
+            padding = BLOCK - (HEAD + size) % BLOCK
+            if padding < 4:
+                padding += BLOCK
+            plain = b"".join(
+                (
+                    bytes((padding, CHANNEL_DATA)),
+                    number,
+                    size.to_bytes(4, "big"),
+                    data[sent : sent + size],
+                    self._padding[:padding],
+                )
+            )
+            whole = 4 + len(plain) + TAG
+            cipher.seal(plain, self._wire.room(whole))
+            connection._send_seq = (connection._send_seq + 1) & 0xFFFFFFFF
+            connection._rekey_bytes_sent += len(plain)
+            channel._send_window -= size
+            sent += size
+            self._wire.written(whole)
+        return sent
 
     # -- helpers
 
@@ -180,8 +232,53 @@ class Shortcut:
         idle: bool = not connection._inpbuf and connection._recv_handler == connection._recv_pkthdr
         return idle
 
+    def _open_run(self, data: memoryview, at: int) -> int:
+        """Open the large packets of channel data from `at` on; return where they end.
+
+        Their data comes to lie in one piece: the head of an opened packet falls on the last bytes of the one before
+        it, which are put back then.
+        """
+        connection = self._connection
+        cipher = self.incoming()
+        if not cipher.fits or not self._is_idle():
+            return at
+        run = self._run
+        end = len(data)
+        while end - at >= BULK:
+            size = _LENGTH.unpack_from(data, at)[0]
+            stop = at + 4 + size + TAG
+            if not BULK <= size <= LARGEST or stop > end:
+                break
+            here = self._end
+            kept = bytes(run[here - HEAD : here])
+            try:
+                cipher.open(data[at:stop], run[here - HEAD : here - HEAD + size])
+                padding, kind, number, length = _HEAD.unpack_from(run, here - HEAD)
+            except InvalidTag:
+                break
+            finally:
+                run[here - HEAD : here] = kept
+            channel = connection._channels.get(number)
+            if (
+                kind != CHANNEL_DATA
+                or size != HEAD + length + padding
+                or channel is None
+                or channel._recv_state != "open"
+                or length > channel._recv_window - (here - self._start if channel is self._channel else 0)
+            ):
+                break
+            cipher.step()
+            connection._recv_seq = (connection._recv_seq + 1) & 0xFFFFFFFF
+            at = stop
+            if channel is not self._channel:
+                self._deliver()
+                self._channel = channel
+                self._start = here
+            self._end = here + length
+        return at
+
     def _open(self, packet: memoryview) -> bool:
-        """Deliver a packet of channel data. False where asyncssh has to do it; nothing has happened then."""
+        """Process one packet. False where asyncssh has to do it; nothing has happened then."""
         connection = self._connection
         if not self._is_idle():
             return False
@@ -190,22 +287,22 @@ class Shortcut:
             plain = cipher.key.decrypt(cipher.state._iv, packet[4:], packet[:4])
         except InvalidTag:
             return False
-        if len(plain) < 10 or plain[1] not in (CHANNEL_DATA, WINDOW_ADJUST):
+        if len(plain) < HEAD or plain[1] not in (CHANNEL_DATA, WINDOW_ADJUST):
             return False
-        channel = connection._channels.get(int.from_bytes(plain[2:6], "big"))
-        size = int.from_bytes(plain[6:10], "big")
+        padding, kind, number, size = _HEAD.unpack_from(plain)
+        channel = connection._channels.get(number)
         if channel is None or channel._recv_state != "open":
             return False
-        if plain[1] == WINDOW_ADJUST:
-            if len(plain) != 10 + plain[0]:
+        if kind == WINDOW_ADJUST:
+            if len(plain) != HEAD + padding:
                 return False
-        elif size > channel._recv_window or len(plain) != 10 + size + plain[0]:
+        elif size > channel._recv_window or len(plain) != HEAD + size + padding:
             return False
-        cipher.state._update_iv()
+        cipher.step()
         connection._recv_seq = (connection._recv_seq + 1) & 0xFFFFFFFF
         try:
-            if plain[1] == CHANNEL_DATA:
-                channel._accept_data(_payload(plain, size, channel._session))
+            if kind == CHANNEL_DATA:
+                channel._accept_data(plain[HEAD : HEAD + size])
             else:
                 channel._send_window += size
                 channel._flush_send_buf()
@@ -213,9 +310,15 @@ class Shortcut:
             connection.internal_error()
         return True
 
-
-def _payload(plain: bytes, size: int, session: object) -> bytes | memoryview:
-    """Return the data of a packet; as a view only where the session has said that it takes one."""
-    if size >= WORTH_A_VIEW and getattr(session, "takes_views", False):
-        return memoryview(plain)[10 : 10 + size]
-    return plain[10 : 10 + size]
+    def _deliver(self) -> None:
+        """Hand the run to its channel."""
+        channel, self._channel = self._channel, None
+        data = self._run[self._start : self._end]
+        self._start = self._end = HEAD
+        if channel is None:
+            return
+        lent = not channel._recv_paused and getattr(channel._session, "takes_loans", False)
+        try:
+            channel._accept_data(data if lent else bytes(data))
+        except Exception:  # noqa: BLE001 -- as asyncssh does: what a session raises ends the connection
+            self._connection.internal_error()

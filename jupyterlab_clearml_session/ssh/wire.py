@@ -21,11 +21,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .shortcut import Shortcut, shortcut
+from .straight import Straight
 
 QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 READ_BUFFER = 512 * 1024
 """Bytes; more than a packet may have."""
 
+WRITE_BUFFER = 256 * 1024
 WRITE_AT_ONCE = 128 * 1024
 RTT_SAMPLES = 5
 QUIET = 0.5
@@ -48,8 +50,10 @@ class Wire(asyncio.BufferedProtocol):
         self._held = 0
         """Bytes at the beginning of the buffer that wait for the rest of their packet."""
         self._shortcut: Shortcut | None = None
-        self._out: list[bytes] = []
+        self._straight: Straight | None = None
+        self._out = memoryview(bytearray(WRITE_BUFFER))
         self._out_size = 0
+        """Bytes at the beginning of that buffer that are to be sent."""
         self._flush_scheduled = False
         self._will_flush = False
         self._asked_at: float | None = None
@@ -66,7 +70,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def take_shortcut(self, connection: Any) -> Shortcut | None:
         """Let channel data past asyncssh from now on, where that is known to work; return what sends it."""
-        self._shortcut = shortcut(connection, self.write)
+        self._shortcut = shortcut(connection, self)
         return self._shortcut
 
     # -- what asyncssh calls on a tunnel
@@ -84,19 +88,13 @@ class Wire(asyncio.BufferedProtocol):
     # -- what asyncssh calls on its transport
 
     def write(self, data: bytes) -> None:
-        if self._transport is None:
-            return
-        if self._asked_at is None:
-            now = time.monotonic()
-            if now - self.last_received > QUIET:
-                self._asked_at = now
-        self._out.append(data)
-        self._out_size += len(data)
-        if self._out_size >= WRITE_AT_ONCE:
+        size = len(data)
+        if size <= WRITE_BUFFER:
+            self.room(size)[:] = data
+            self.written(size)
+        elif self._straight is not None:
             self.flush()
-        elif not self._flush_scheduled and not self._will_flush:
-            self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_scheduled_now)
+            self._straight.write(data)
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -122,6 +120,7 @@ class Wire(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._socket = transport.get_extra_info("socket")
+        self._straight = Straight(transport)
         self.opened = True
         self.last_received = time.monotonic()
         self._ssh.connection_made(self)
@@ -154,7 +153,33 @@ class Wire(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._socket = None
+        if self._straight is not None:
+            self._straight.close()
+            self._straight = None
         self._ssh.connection_lost(exc)
+
+    # -- for whoever has packets to send
+
+    def room(self, size: int) -> memoryview:
+        """Return where to put the next bytes for the wire, at most 256 KiB; tell `written` then."""
+        if self._out_size + size > WRITE_BUFFER:
+            self.flush()
+        return self._out[self._out_size : self._out_size + size]
+
+    def written(self, size: int) -> None:
+        """Send what was put where `room` said: at the end of this turn of the event loop, or before."""
+        if self._transport is None:
+            return
+        if self._asked_at is None:
+            now = time.monotonic()
+            if now - self.last_received > QUIET:
+                self._asked_at = now
+        self._out_size += size
+        if self._out_size >= WRITE_AT_ONCE:
+            self.flush()
+        elif not self._flush_scheduled and not self._will_flush:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush_scheduled_now)
 
     def hold(self) -> None:
         """Leave it to the caller, who calls `flush` in this turn of the event loop, to send what is written now."""
@@ -163,12 +188,9 @@ class Wire(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Send now what would be sent at the end of this turn of the event loop."""
         self._will_flush = False
-        if not self._out or self._transport is None:
-            return
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
-        self._out_size = 0
-        self._transport.write(data)
+        size, self._out_size = self._out_size, 0
+        if size and self._straight is not None:
+            self._straight.write(self._out[:size])
 
     # -- helpers
 
