@@ -18,8 +18,6 @@ ATTACH_TIMEOUT = 60.0
 """Seconds for starting the helper: a slow file system over there may need most of them."""
 CHUNK = 256 * 1024
 SOCKET_BUFFER = 1024 * 1024
-BATCH = 64
-SMALL = 16 * 1024
 
 
 class ByteProcess(Protocol):
@@ -200,59 +198,47 @@ class _Outward:
 
 
 class _Inward:
-    """From the channel to the socket. What arrives in one turn of the event loop leaves in one system call.
-
-    The thread at the other end of the socket wakes for each write and then competes for the interpreter: with a
-    write for every SSH packet, a large message takes twice the time.
-    """
+    """From the channel to the socket, in the turn of the event loop in which it arrives."""
 
     def __init__(self, process: ByteProcess, sock: socket.socket) -> None:
         self._process = process
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._chunks: deque[memoryview] = deque()
-        self._scheduled = False
-        self._waiting = False
+        """What the socket did not take yet; while there is any, the loop waits for it."""
 
     def put(self, data: bytes | memoryview) -> None:
-        if not data:
-            return
+        """Take bytes; a view is only lent."""
+        if not self._chunks:
+            data = data[self._send(data) :]
+            if not data:
+                return
+            self._process.pause_delivery()
+            self._loop.add_writer(self._sock, self._on_writable)
         self._chunks.append(memoryview(bytes(data)))
-        if self._scheduled or self._waiting:
-            return
-        if len(data) <= SMALL:
-            self._flush()  # a turn of the loop later would only be later
-            return
-        self._scheduled = True
-        self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        self._chunks.clear()
-        if self._waiting:
-            self._waiting = False
+        if self._chunks:
+            self._chunks.clear()
             self._loop.remove_writer(self._sock)
 
-    def _flush(self) -> None:
-        self._scheduled = False
+    def _on_writable(self) -> None:
+        while self._chunks:
+            chunk = self._chunks[0]
+            sent = self._send(chunk)
+            if sent < len(chunk):
+                self._chunks[0] = chunk[sent:]
+                return
+            self._chunks.popleft()
+        self._loop.remove_writer(self._sock)
+        self._process.resume_delivery()
+
+    def _send(self, data: bytes | memoryview) -> int:
+        """Return how much of it is done with."""
         try:
-            while self._chunks:
-                written = self._sock.sendmsg([self._chunks[n] for n in range(min(len(self._chunks), BATCH))])
-                while written:
-                    chunk = self._chunks.popleft()
-                    if written < len(chunk):
-                        self._chunks.appendleft(chunk[written:])
-                    written -= min(written, len(chunk))
+            return self._sock.send(data)
         except BlockingIOError:
-            if not self._waiting:
-                self._waiting = True
-                self._process.pause_delivery()
-                self._loop.add_writer(self._sock, self._flush)
-            return
+            return 0
         except OSError:
-            self.close()
             self._process.abort()  # the other end is gone; `read` and `write` say so
-            return
-        if self._waiting:
-            self._waiting = False
-            self._loop.remove_writer(self._sock)
-            self._process.resume_delivery()
+            return len(data)

@@ -1,8 +1,9 @@
-"""A browser's connection on which small requests are answered without tornado, one after the other.
+"""A browser's connection on which requests are answered without tornado, one after the other.
 
-It is taken from tornado with a request that may go the short way (`express`), and given back with the first one
-that may not, or when nothing has come for a while. Requests that differ only in their target, which is most of
-what a page asks, are read by comparing bytes. What is done with them and with their headers is decided by `Relay`.
+It is taken from tornado with a request that may go the short way (`express`) or whose answer is large, and given
+back with the first one that may not, or when nothing has come for a while. Requests that differ only in their
+target, which is most of what a page asks, are read by comparing bytes. What is done with them and with their
+headers is decided by `Relay`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Lane(asyncio.Protocol):
         self._waiting: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._straight: Straight | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle
         self._quiet = False
 
     @property
@@ -106,7 +107,6 @@ class Lane(asyncio.Protocol):
     async def go_on(self, first: Passage | None = None) -> None:
         """Answer what comes on the connection; return when that has ended or was given back."""
         self._relay = None
-        assert self._timer is not None
         try:
             passage = first or await self._next()
             while passage is not None:

@@ -35,7 +35,7 @@ Rewriter = Callable[[bytes, str], bytes]
 
 
 class Answer(Protocol):
-    """Where the answer goes. Its methods are those of `tornado.web.RequestHandler`, and two more."""
+    """Where the answer goes. Its methods are those of `tornado.web.RequestHandler`, and three more."""
 
     def begin(self, status: int, reason: str, headers: http1.Headers) -> None:
         """Take the answer's head; it leaves with the first `flush`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -170,8 +171,9 @@ class ByteStream:
             deliver(await self.read(left))
         self._sink = deliver if left else None
         try:
-            while left and not self._finished():
-                await self._wait_readable()
+            with self.wire.gathering() if self.wire is not None else contextlib.nullcontext():
+                while left and not self._finished():
+                    await self._wait_readable()
         finally:
             self._sink = None
         if left:

@@ -98,7 +98,7 @@ class Link:
         if not self._bulk:
             return settings.window_min
         wanted = int((self._wire.rtt or 0.0) * settings.window_rate)
-        return max(settings.window_min, min(settings.window_max, wanted))
+        return min(settings.window_max, max(settings.window_bulk, wanted))
 
     async def open_channel(self, port: int) -> Channel:
         """Open a stream to 127.0.0.1:`port` over there (`RemoteRefused`, `RemoteDeadline`, `TunnelDown`)."""

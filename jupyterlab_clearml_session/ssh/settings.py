@@ -34,9 +34,12 @@ class TunnelSettings:
     max_channels: int = 200
     """Open channels on one SSH connection. More than that are refused at once, typed."""
     window_min: int = 2 * MIB
+    """Receive window of a channel of the interactive connection."""
+    window_bulk: int = 8 * MIB
     window_max: int = 32 * MIB
     window_rate: int = 800 * MIB
-    """Receive window of a channel: one round trip at `window_rate` bytes/s, within those two."""
+    """That of one for bulk: a round trip at `window_rate` bytes/s, within those two. With 2 MB, an sshd that is
+    near waits for the window each time that this process is not run for a few milliseconds."""
     granted_window: int = 2 * MIB
     """What sshd lets us send on a channel until it has been taken over there."""
     upload_rate: int = 160 * MIB
