@@ -7,7 +7,6 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,70 +28,15 @@ from jupyterlab_clearml_session.errors import (
     RemoteRefused,
     TunnelDown,
 )
-from jupyterlab_clearml_session.models import HostKeyTrust, SshTarget, TunnelState, TunnelStatus
-from jupyterlab_clearml_session.ssh import relay, shortcut
+from jupyterlab_clearml_session.models import HostKeyTrust, SshTarget, TunnelState
+from jupyterlab_clearml_session.ssh import relay
 from jupyterlab_clearml_session.ssh.ports import listening_ports, process_name
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
-from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
 from .sshd_fixture import PASSWORD, Relay, ssh_server
+from .tunnel_fixture import EAGER, Watched, echo_port
 
-EAGER = TunnelSettings(connect_timeout=5.0, backoff_initial=0.01, backoff_max=0.05)
 WATCHFUL = TunnelSettings(probe_interval=0.2, probe_deadline=0.4, backoff_initial=0.01, backoff_max=0.05)
-
-
-class Watched:
-    """A tunnel with all the statuses it went through."""
-
-    def __init__(self, target: SshTarget | Callable[[], SshTarget], settings: TunnelSettings = EAGER) -> None:
-        self.statuses: list[TunnelStatus] = []
-        self.asked = 0
-        self._target = target
-        self._changed = asyncio.Event()
-        self.tunnel = Tunnel(self._ask, on_status=self._note, settings=settings)
-
-    async def _ask(self) -> SshTarget:
-        self.asked += 1
-        return self._target if isinstance(self._target, SshTarget) else self._target()
-
-    def _note(self, status: TunnelStatus) -> None:
-        self.statuses.append(status)
-        self._changed.set()
-
-    async def until(self, condition: Callable[[TunnelStatus], bool]) -> TunnelStatus:
-        """Wait for a status; the ones before count as well."""
-        while True:
-            for status in self.statuses:
-                if condition(status):
-                    return status
-            self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), 10)
-
-    def causes(self) -> list[str]:
-        return [status.cause["code"] for status in self.statuses if status.cause is not None]
-
-    async def __aenter__(self) -> Watched:
-        self.tunnel.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.tunnel.close()
-
-
-@contextlib.asynccontextmanager
-async def echo_port() -> AsyncIterator[int]:
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
 
 
 # -- what it is for
@@ -620,109 +564,3 @@ async def test_window_grows_with_the_distance() -> None:
             assert link is not None
             assert link.window == 2 * 1024 * 1024  # a keystroke must not wait behind more than that
             assert bulk.window > 16 * 1024 * 1024
-
-
-# -- the shortcut past asyncssh's packet code
-
-
-@pytest.fixture(params=["shortcut", "other version", "other cipher"])
-def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TunnelSettings:
-    """Settings of a tunnel with the shortcut, and of two where all is left to asyncssh."""
-    if request.param == "other version":
-        monkeypatch.setattr(shortcut, "TESTED", ((99, 0), (99, 0)))
-    encryption = ("aes256-ctr",) if request.param == "other cipher" else EAGER.encryption
-    return replace(EAGER, encryption=encryption)
-
-
-async def test_channels_survive_key_exchanges_and_slow_readers(
-    settings: TunnelSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = 0
-    step = shortcut._Cipher.step
-
-    def count(cipher: Any) -> None:
-        nonlocal steps
-        steps += 1
-        step(cipher)
-
-    monkeypatch.setattr(shortcut._Cipher, "step", count)
-    async with ssh_server() as server, echo_port() as port, Watched(server.target(), settings) as watched:
-        await watched.tunnel.wait_up(5)
-        link = watched.tunnel._link
-        assert link is not None
-        exchanged = _count_key_exchanges(link, server)
-
-        async def carry(seed: int) -> None:
-            numbers = random.Random(seed)
-            data = numbers.randbytes(1_500_000)
-            channel = await watched.tunnel.open_channel(port)
-
-            async def feed() -> None:
-                at = 0
-                while at < len(data):
-                    size = numbers.choice((1, 100, 5_000, 40_000, 200_000))
-                    channel.write(data[at : at + size])
-                    at += size
-                    await channel.drain()
-                channel.write_eof()
-
-            feeding = asyncio.create_task(feed())
-            got = bytearray()
-            while piece := await channel.read(numbers.choice((7_000, 300_000))):
-                got += piece
-                if numbers.random() < 0.2:
-                    await asyncio.sleep(0)
-            await feeding
-            assert got == data
-            channel.close()
-
-        await asyncio.gather(*(carry(seed) for seed in range(4)))
-        assert exchanged() >= 4
-        if link._shortcut is None:
-            assert steps == 0
-        else:
-            assert steps > 50  # the others are for asyncssh: empty packets, key exchanges
-        assert link.alive
-
-
-async def test_a_changed_byte_breaks_the_connection(settings: TunnelSettings) -> None:
-    async with (
-        ssh_server() as server,
-        Relay(server.port) as between,
-        echo_port() as port,
-        Watched(server.target(port=between.port), settings) as watched,
-    ):
-        await watched.tunnel.wait_up(5)
-        channel = await watched.tunnel.open_channel(port)
-        channel.write(b"a" * 1000)
-        assert await channel.readexactly(1000) == b"a" * 1000
-        between.spoil = lambda data: data[:20] + bytes((data[20] ^ 1,)) + data[21:]
-        channel.write(b"b" * 1000)
-        with pytest.raises(ConnectionLost):
-            await channel.readexactly(1000)
-
-
-async def test_shortcut_is_taken_only_where_it_fits(settings: TunnelSettings) -> None:
-    async with ssh_server() as server, Watched(server.target(), settings) as watched:
-        await watched.tunnel.wait_up(5)
-        assert watched.tunnel._link is not None
-        fits = settings.encryption == EAGER.encryption and shortcut.TESTED[0] < (99, 0)
-        assert (watched.tunnel._link._shortcut is not None) == fits
-
-
-def _count_key_exchanges(link: Any, server: Any) -> Callable[[], int]:
-    """Have either end exchange keys after each 500 kB that it sends; return what counts the exchanges."""
-    count = 0
-    connection = link._connection
-    ends = [connection, *server.connections]
-    before = connection.send_newkeys
-
-    def send_newkeys(*args: Any) -> None:
-        nonlocal count
-        count += 1
-        before(*args)
-
-    connection.send_newkeys = send_newkeys
-    for end in ends:
-        end._rekey_bytes = 500_000
-    return lambda: count

@@ -134,7 +134,7 @@ async def _splice(process: ByteProcess, sock: socket.socket, first: bytes) -> No
     inward, outward = _Inward(process, sock), _Outward(process, sock)
     inward.put(first)
     process.deliver_to(inward.put)
-    tasks = [asyncio.ensure_future(_until_end(process, inward)), asyncio.ensure_future(outward.run())]
+    tasks = [asyncio.ensure_future(process.read()), asyncio.ensure_future(outward.run())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -148,11 +148,6 @@ async def _splice(process: ByteProcess, sock: socket.socket, first: bytes) -> No
             # A broken connection ends the wire, which is resumed; anything else is a mistake of ours.
             if isinstance(result, Exception) and not isinstance(result, (OSError, ClearMLSessionError)):
                 raise result
-
-
-async def _until_end(process: ByteProcess, inward: _Inward) -> None:
-    while data := await process.read():
-        inward.put(data)  # what had arrived before delivery began
 
 
 class _Outward:

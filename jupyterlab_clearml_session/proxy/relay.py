@@ -270,18 +270,10 @@ class Relay:
 
     async def _pour(self, exchange: Exchange, head: http1.ResponseHead, answer: LargeAnswer) -> None:
         """Bring a large body: what arrives goes to the browser's socket in the same turn of the event loop."""
-        channel = exchange.channel
-
-        def pass_on(data: bytes | memoryview) -> None:
-            full = answer.lend(data)
-            if full is not None:
-                channel.pause_delivery()
-                full.add_done_callback(lambda _: channel.resume_delivery())
-
         self._begin(head)
         await self._flush()
         try:
-            await exchange.pour(pass_on)
+            await exchange.pour(answer.lend)
         except ClearMLSessionError:
             if self._exchange is None:
                 return  # the browser went away
@@ -378,8 +370,9 @@ class Relay:
         return "Range" in self._request.headers or bool(_DOWNLOAD_PATH.search(self._request.path))
 
     def _is_large(self, head: http1.ResponseHead) -> bool:
-        """Whether an answer is worth a connection of its own."""
-        return self._request.method == "GET" and self._early is None and (head.length or 0) >= LARGE_BODY
+        """Whether the body of an answer, to a request without one, should go past tornado."""
+        plain = self._request.method == "GET" and self._early is None and head.status < 400
+        return plain and (head.length or 0) >= LARGE_BODY
 
     def _rewriter(self, head: http1.ResponseHead) -> Rewriter | None:
         """Return what rewrites this answer, if anything does."""

@@ -87,11 +87,8 @@ class _Browser(asyncio.BufferedProtocol):
     async def until_remote_ends(self) -> None:
         """Deliver what the remote service sends; return when it has ended or the tunnel broke."""
         self._channel.deliver_to(self._deliver)
-        try:
-            while data := await self._channel.read():
-                self._deliver(data)
-        except ConnectionLost:
-            return
+        with contextlib.suppress(ConnectionLost):
+            await self._channel.read()
 
     def pass_on(self, data: memoryview) -> None:
         """Write to the channel, and stop reading from the browser while that takes no more."""
@@ -194,8 +191,7 @@ async def _down(channel: ByteStream, stream: IOStream) -> None:
 
     channel.deliver_to(deliver)
     try:
-        while data := await channel.read():
-            await stream.write(data)
+        await channel.read()
         await stream.write(b"")  # what was delivered leaves before the end does
     except (StreamClosedError, ConnectionLost):
         return

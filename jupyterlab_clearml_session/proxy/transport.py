@@ -265,14 +265,14 @@ class Exchange:
                 yield data
         self._response_done = True
 
-    async def pour(self, sink: Callable[[bytes | memoryview], None]) -> None:
-        """Hand a body of known length to `sink` as it arrives; a view is lent for the call. Raises as `body`."""
+    async def pour(self, sink: Callable[[bytes | memoryview], asyncio.Future[None] | None]) -> None:
+        """Hand a body of known length to `sink`, as `ByteStream.pour` does. Raises as `body`."""
         assert self.head is not None
         assert self.head.length is not None
 
-        def pass_on(data: bytes | memoryview) -> None:
+        def pass_on(data: bytes | memoryview) -> asyncio.Future[None] | None:
             self._count(len(data))
-            sink(data)
+            return sink(data)
 
         try:
             await self.channel.pour(self.head.length, pass_on)

@@ -51,6 +51,7 @@ class ByteStream:
         self._lost: BaseException | None = None
         self._closed = False
         self._reading_paused = False
+        self._delivery_paused = False
         self._writing_paused = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
@@ -139,14 +140,33 @@ class ByteStream:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def deliver_to(self, sink: Callable[[bytes | memoryview], None]) -> None:
-        """Hand bytes to `sink` as they arrive, instead of keeping them for `read`. A view is lent for the call.
+        """Hand to `sink` what has arrived, and from now on all that arrives, at once. A view is lent for the call.
 
-        `read` goes on to return what had arrived before, and the end. For where a turn of the event loop counts.
+        `read` returns only at the end then. For where a turn of the event loop counts.
         """
         self._sink = sink
+        while self._chunks and self._sink is sink:
+            chunk = self._chunks.popleft()
+            self._size -= len(chunk)
+            sink(chunk)
+        self._taken(0)
 
-    async def pour(self, size: int, sink: Callable[[bytes | memoryview], None]) -> None:
-        """Hand the next `size` bytes to `sink`, each piece as it arrives. A view is lent for the call.
+    def pause_delivery(self) -> None:
+        """Ask the other end to stop; what is on its way is kept, and comes after `resume_delivery`."""
+        self._delivery_paused = True
+        self._channel.pause_reading()
+
+    def resume_delivery(self) -> None:
+        """Undo `pause_delivery`."""
+        self._delivery_paused = False
+        self._resume_reading()
+
+    async def pour(
+        self, size: int, sink: Callable[[bytes | memoryview], asyncio.Future[None] | None]
+    ) -> None:
+        """Hand the next `size` bytes to `sink`, each piece at once when it arrives; a view is lent for the call.
+
+        `sink` may return what is to be waited for before it takes more.
 
         Raises
         ------
@@ -161,16 +181,22 @@ class ByteStream:
             nonlocal left
             piece, rest = data[:left], data[left:]
             left -= len(piece)
-            sink(piece)
+            full = sink(piece)
             if not left:
                 self._sink = None
                 self.unread(bytes(rest))
+                self.resume_delivery()
                 self._wake_reader()
+            elif full is not None:
+                self.pause_delivery()
+                full.add_done_callback(go_on)
 
-        while left and self._chunks:
-            deliver(await self.read(left))
-        self._sink = deliver if left else None
+        def go_on(_: asyncio.Future[None]) -> None:
+            if self._sink is deliver:
+                self.resume_delivery()
+
         try:
+            self.deliver_to(deliver)
             with self.wire.gathering() if self.wire is not None else contextlib.nullcontext():
                 while left and not self._finished():
                     await self._wait_readable()
@@ -178,15 +204,6 @@ class ByteStream:
             self._sink = None
         if left:
             raise asyncio.IncompleteReadError(b"", left)
-
-    def pause_delivery(self) -> None:
-        """Ask the other end to stop; what is on its way is kept, and comes after `resume_delivery`."""
-        self._channel.pause_reading()
-
-    def resume_delivery(self) -> None:
-        """Undo `pause_delivery`."""
-        if not self.closed:
-            self._channel.resume_reading()
 
     def unread(self, data: bytes) -> None:
         """Give back bytes that were read too far; the next read returns them first."""
@@ -313,6 +330,10 @@ class ByteStream:
         self._size -= size
         if self._reading_paused and self._size <= READ_LIMIT // 2:
             self._reading_paused = False
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if not (self._reading_paused or self._delivery_paused or self.closed):
             self._channel.resume_reading()
 
     async def _wait_readable(self) -> None:
