@@ -42,6 +42,8 @@ async def carry(tunnel: Tunnel, port: int, seed: int, *, bulk: bool) -> int:
 
     feeding = asyncio.create_task(feed())
     got = bytearray()
+    if numbers.random() < 0.5:
+        await channel.pour(numbers.randrange(1, len(data)), got.extend)
     while piece := await channel.read(numbers.choice((100_000, 10_000, 1 << 20))):
         got += piece
         if numbers.random() < 0.05:
