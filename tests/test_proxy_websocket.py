@@ -141,6 +141,20 @@ async def test_large_message_comes_back_whole(site: Site) -> None:
     client.close()
 
 
+@pytest.mark.parametrize("kind", ["port", "jupyter"])
+async def test_nothing_large_can_get_before_it(site: Site, kind: str) -> None:
+    while not site.tunnel.bulk_ready:
+        await asyncio.sleep(0)
+    interactive, bulk = site.tunnel._link, site.tunnel._bulk
+    assert interactive is not None
+    assert bulk is not None
+    before = interactive.channels, bulk.channels
+    client = await site.connect(kind=kind)
+    assert interactive.channels > before[0]
+    assert bulk.channels == before[1]
+    client.close()
+
+
 async def test_frames_that_follow_the_handshake_at_once_are_not_lost(site: Site) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", site.serverapp.port)
     path = f"{site.serverapp.base_url}clearml-session/proxy/{SESSION}/port/{site.remote.port}/echo"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from jupyterlab_clearml_session.errors import ConnectionLost
 from jupyterlab_clearml_session.ssh import shortcut
@@ -25,9 +26,20 @@ DATA = random.Random(7).randbytes(3_000_000)
 # -- the shortcut past asyncssh's packet code
 
 
-@pytest.fixture(params=["shortcut", "other version", "other cipher"])
+class _OlderAESGCM:
+    """As `cryptography` has it before it could write into a buffer."""
+
+    def __init__(self, key: bytes) -> None:
+        own = AESGCM(key)
+        self.encrypt = own.encrypt
+        self.decrypt = own.decrypt
+
+
+@pytest.fixture(params=["shortcut", "older cryptography", "other version", "other cipher"])
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TunnelSettings:
-    """Settings of a tunnel with the shortcut, and of two where all is left to asyncssh."""
+    """Settings of a tunnel with the shortcut, in two ways, and of two where all is left to asyncssh."""
+    if request.param == "older cryptography":
+        monkeypatch.setattr(shortcut, "AESGCM", _OlderAESGCM)
     if request.param == "other version":
         monkeypatch.setattr(shortcut, "TESTED", ((99, 0), (99, 0)))
     encryption = ("aes256-ctr",) if request.param == "other cipher" else EAGER.encryption

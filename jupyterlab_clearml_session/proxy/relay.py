@@ -128,6 +128,7 @@ class Relay:
             route.port,
             method,
             bulk=self._is_bulk(length),
+            interactive=is_websocket(self._request),
             prompt=is_websocket(self._request) and bool(route.token),
             wide=length is not None and int(length) >= WIDE_BODY,
         )

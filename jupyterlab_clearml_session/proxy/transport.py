@@ -113,8 +113,9 @@ class Pool:
 class Exchange:
     """One request and its response on one channel.
 
-    With `prompt` it takes a new channel of `Tunnel.open_prompt_channel`: for a WebSocket of Jupyter's. With `wide`
-    one of `Tunnel.open_wide_channel`: for a large body.
+    With `interactive` it never uses the bulk connection: for a WebSocket, beside which something large may begin.
+    With `prompt` it takes a new channel of `Tunnel.open_prompt_channel` there: for one of Jupyter's. With `wide` it
+    takes one of `Tunnel.open_wide_channel`: for a large body.
 
     Call `start`, then `send` for each piece of the body, `end_request`, `response`, iterate over `body`. `close` in
     every case: a channel whose exchange did not end cleanly is aborted, so that the remote notices.
@@ -127,6 +128,7 @@ class Exchange:
         method: str,
         *,
         bulk: bool = False,
+        interactive: bool = False,
         prompt: bool = False,
         wide: bool = False,
     ) -> None:
@@ -134,7 +136,7 @@ class Exchange:
         self._pool = pool
         self._port = port
         self._method = method
-        self._bulk = not prompt and pool.choose_bulk(bulk)
+        self._bulk = not interactive and pool.choose_bulk(bulk)
         self._moved = 0
         self._prompt = prompt
         self._wide = wide

@@ -97,7 +97,7 @@ class _Cipher:
             self.fits = len(self.state._iv) == 12
         except (AttributeError, TypeError, ValueError):
             return
-        self._open_into = getattr(self.key, "decrypt_into", None)  # cryptography < 47 has neither
+        self._open_into = getattr(self.key, "decrypt_into", None)  # an older cryptography has neither
         self._seal_into = getattr(self.key, "encrypt_into", None)
 
     def open(self, packet: memoryview, plain: memoryview) -> None:

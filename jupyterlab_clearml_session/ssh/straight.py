@@ -14,7 +14,9 @@ class Straight:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._socket: socket.socket = transport.get_extra_info("socket").dup()
+        own = transport.get_extra_info("socket")
+        self._socket = socket.fromfd(own.fileno(), own.family, own.type)
+        self._socket.setblocking(False)
 
     def write(self, data: bytes | memoryview) -> None:
         """As the transport's, but `data` may change once this returns."""
