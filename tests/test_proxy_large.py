@@ -199,6 +199,15 @@ async def test_a_browser_that_goes_away_is_told_to_the_service(proxy: Proxy) -> 
     assert not go_on.is_set()
 
 
+async def test_it_is_in_the_log(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    proxy.service.reply = large()
+    with caplog.at_level("DEBUG"):
+        await raw(proxy, head(proxy, "GET", "/large"))
+    logged = [record.getMessage() for record in caplog.records if "/large" in record.getMessage()]
+    assert len(logged) == 1
+    assert logged[0].startswith("200 GET ")
+
+
 async def test_what_is_not_sure_to_end_where_it_should_stays_with_tornado(proxy: Proxy) -> None:
     """A request whose body is not read yet, an old client, and an answer without its body."""
     proxy.service.reply = large()

@@ -23,6 +23,8 @@ from ..remote.messages import CONTROL, IOPUB, SHELL, STDIN
 NAMES = {SHELL: "shell", IOPUB: "iopub", STDIN: "stdin", CONTROL: "control"}
 OUTPUT_QUEUE = 20_000
 """Messages that wait for a slow subscriber before the stream is paused."""
+SEND_BUFFER = 1024 * 1024
+"""Bytes (Linux grants less) that the system takes of a large message before the subscriber has to read."""
 STALL_LIMIT = 10.0
 """Seconds after which a subscriber that takes nothing no longer holds up the others: it loses output."""
 RETRY_INTERVAL = 0.005
@@ -75,6 +77,7 @@ class KernelPort:
                 sock.setsockopt(zmq.XPUB_VERBOSER, 1)
                 sock.setsockopt(zmq.XPUB_NODROP, 1)
                 sock.set_hwm(OUTPUT_QUEUE)
+                sock.setsockopt(zmq.SNDBUF, SEND_BUFFER)
             else:
                 # A client that reconnects under its old name takes the place of its dead connection.
                 sock.setsockopt(zmq.ROUTER_HANDOVER, 1)

@@ -37,8 +37,8 @@ class ProxyHandler(JupyterHandler):
     SUPPORTED_METHODS = (*METHODS, *WEBDAV)
 
     _relay: Relay | None = None
-    _lane: Lane | None = None
-    """What the connection has become."""
+    _on_lane: tuple[Lane, LargeAnswer] | None = None
+    """What the connection has become, and the answer on it."""
 
     @property
     def state(self) -> ProxyState:
@@ -88,8 +88,11 @@ class ProxyHandler(JupyterHandler):
             await self._relay.run()
         except ClearMLSessionError as exc:
             self._fail(exc)
-        if self._lane is not None:
-            await self._lane.go_on()
+        if self._on_lane is not None:
+            lane, answer = self._on_lane
+            self.set_status(answer.status)
+            self.application.log_request(self)
+            await lane.go_on()
 
     get = head = post = put = patch = delete = options = _bring_answer
     propfind = proppatch = mkcol = copy = move = lock = unlock = report = search = _bring_answer
@@ -171,7 +174,7 @@ class ProxyHandler(JupyterHandler):
         if lane is None or self._relay is None:
             return None
         answer = await lane.lead(self.detach(), self._relay, self.request)
-        self._lane = lane
+        self._on_lane = lane, answer
         return answer
 
     def reset(self) -> None:

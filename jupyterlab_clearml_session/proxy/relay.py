@@ -68,6 +68,8 @@ class Answer(Protocol):
 class LargeAnswer(Answer, Protocol):
     """An answer on the browser's connection itself."""
 
+    status: int
+
     def lend(self, data: bytes | memoryview) -> asyncio.Future[None] | None:
         """Send a piece of the body, which may change afterwards; return what to wait for before the next one."""
 
