@@ -12,6 +12,7 @@ import pytest
 
 from jupyterlab_clearml_session.proxy.lane import Lane
 from jupyterlab_clearml_session.proxy.relay import LARGE_BODY
+from jupyterlab_clearml_session.proxy.transport import Exchange
 
 from .proxy_fixture import BOTH_WAYS, Proxy, head, proxy, raw
 from .proxy_parts import Reply, Request, read_body, say_ok
@@ -197,6 +198,25 @@ async def test_a_browser_that_goes_away_is_told_to_the_service(proxy: Proxy) -> 
         await reader.readuntil(b"\r\n\r\n")
     await proxy.service.until_closed()
     assert not go_on.is_set()
+
+
+@BOTH_WAYS
+async def test_a_mistake_of_ours_is_never_a_complete_answer(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mistake(Exception):
+        pass
+
+    async def pour(_exchange: Exchange, sink: Any) -> None:
+        sink(BODY[:1000])
+        raise Mistake
+
+    monkeypatch.setattr(Exchange, "pour", pour)
+    proxy.service.reply = large()
+    async with connection(proxy) as (reader, writer):
+        writer.write(head(proxy, "GET", "/large", close=False))
+        await reader.readuntil(b"\r\n\r\n")
+        assert await until_reset(reader) <= 1000
 
 
 async def test_it_is_in_the_log(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:

@@ -88,6 +88,10 @@ class ProxyHandler(JupyterHandler):
             await self._relay.run()
         except ClearMLSessionError as exc:
             self._fail(exc)
+        except BaseException:
+            if self._on_lane is not None:
+                self._on_lane[0].reset()
+            raise
         if self._on_lane is not None:
             lane, answer = self._on_lane
             self.set_status(answer.status)

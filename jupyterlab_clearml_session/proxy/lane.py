@@ -201,7 +201,7 @@ class Lane(asyncio.Protocol):
             answer.last |= isinstance(exc, InvalidInput)  # nothing more is read after it, as the whole way
             await answer.finish_failed(exc)
         except BaseException:
-            self._transport.abort()
+            self.reset()
             raise
         finally:
             self._relay = None
