@@ -189,6 +189,7 @@ async def test_browser_that_goes_away_is_told_to_the_remote(
     assert (await raw(proxy, head(proxy, "GET", "/"))).startswith(b"HTTP/1.1 200")
     gc.collect()  # a task's exception that nobody took is told then
     assert "never retrieved" not in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @BOTH_WAYS

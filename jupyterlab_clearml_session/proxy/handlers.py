@@ -27,6 +27,8 @@ AUTH_RESOURCE = "clearml_session"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 WEBDAV = ("PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH")
 UNLIMITED = 1 << 62
+GONE = 499
+"""The status, known from nginx, of a request whose client did not wait for the answer."""
 
 
 @web.stream_request_body
@@ -37,6 +39,7 @@ class ProxyHandler(JupyterHandler):
     SUPPORTED_METHODS = (*METHODS, *WEBDAV)
 
     _relay: Relay | None = None
+    _gone = False
     _on_lane: tuple[Lane, LargeAnswer] | None = None
     """What the connection has become, and the answer on it."""
 
@@ -200,6 +203,9 @@ class ProxyHandler(JupyterHandler):
 
     def _fail(self, exc: ClearMLSessionError) -> Awaitable[None]:
         self._close_relay()
+        if self._gone:
+            self.set_status(GONE, "The client has gone")  # for Jupyter's log: no server failed
+            return self.finish()
         status, headers, body = answers.failure(exc, page=is_navigation(self.request))
         self.set_status(status)
         for name, value in headers:
@@ -218,6 +224,7 @@ class ProxyHandler(JupyterHandler):
     def on_connection_close(self) -> None:
         """The browser has gone: let the remote service know."""
         super().on_connection_close()
+        self._gone = True
         self._close_relay()
 
     def on_finish(self) -> None:
