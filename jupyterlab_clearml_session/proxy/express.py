@@ -45,17 +45,17 @@ class Express(Router):
 
     def find_handler(self, request: HTTPServerRequest, **found: Any) -> HTTPMessageDelegate | None:
         """As tornado's `Router`: who answers the request, or None."""
+        server = self._server(request)
+        if server is None:
+            return None
         groups = [(group or b"").decode("utf-8", "replace") for group in found["path_args"]]
-        lane = self.lane(request)
-        passage = self._passage(request, groups, {}) if lane is not None else None
-        return _Entrance(self, lane, passage) if lane is not None and passage is not None else None
+        passage = self._passage(request, groups, {})
+        return _Entrance(self, self._lane(server), passage) if passage else None
 
     def lane(self, request: HTTPServerRequest) -> Lane | None:
         """Return a lane for the connection of a request; None where that has to stay with tornado."""
-        server = self._server()
-        if server is None or not _may_leave_tornado(request):
-            return None
-        return Lane(server, self._settings, self.find)
+        server = self._server(request)
+        return self._lane(server) if server is not None else None
 
     def find(self, request: HTTPServerRequest, known: Known) -> Passage | None:
         """Return how a request may go the short way, or None.
@@ -75,11 +75,16 @@ class Express(Router):
         self._lanes.add(task)
         task.add_done_callback(self._lanes.discard)
 
-    def _server(self) -> HTTPServer | None:
-        """Return who gets the connections back."""
+    def _server(self, request: HTTPServerRequest) -> HTTPServer | None:
+        """Return who gets the connection of a request back; None where that has to stay with tornado."""
         if not isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
             return None  # Windows' other loop ends a connection with its transport
+        if not _may_leave_tornado(request):
+            return None
         return getattr(self._settings.get("serverapp"), "http_server", None)
+
+    def _lane(self, server: HTTPServer) -> Lane:
+        return Lane(server, self._settings, self.find)
 
     def _passage(self, request: HTTPServerRequest, groups: Sequence[str], known: Known) -> Passage | None:
         service, path = Service.named(self._base_url, groups)

@@ -166,14 +166,7 @@ class ByteStream:
     ) -> None:
         """Hand the next `size` bytes to `sink`, each piece at once when it arrives; a view is lent for the call.
 
-        `sink` may return what is to be waited for before it takes more.
-
-        Raises
-        ------
-        asyncio.IncompleteReadError
-            The other end finished before.
-        ConnectionLost
-            The SSH connection broke before.
+        `sink` may return what is to be waited for before it takes more. Raises as `readexactly`.
         """
         left = size
 

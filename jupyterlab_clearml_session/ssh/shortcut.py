@@ -32,7 +32,10 @@ WINDOW_ADJUST = 93
 CHANNEL_DATA = 94
 TAG = 16
 LARGEST = 256 * 1024
-"""Bytes of a packet; channel data comes in smaller ones. Whoever calls `receive` has room for it."""
+"""Bytes of a packet; channel data comes in smaller ones."""
+
+READ_BUFFER = 2 * LARGEST
+"""Bytes that `receive` is given at most; more than a packet may have."""
 
 PACKET = 32 * 1024
 """Bytes of channel data that are sent in one packet: what sshd takes."""
@@ -132,7 +135,7 @@ class Shortcut:
         self._aligned = False
         self._incoming: _Cipher | None = None
         self._outgoing: _Cipher | None = None
-        self._run = memoryview(bytearray(HEAD + 2 * LARGEST))
+        self._run = memoryview(bytearray(HEAD + READ_BUFFER))
         self._channel: Any = None
         """Whose data the run is; it lies from `_start` to `_end`."""
         self._start = self._end = HEAD
@@ -152,7 +155,7 @@ class Shortcut:
     def receive(self, data: memoryview) -> int:
         """Process the whole packets that `data` begins with; return how many bytes they are.
 
-        The caller keeps the rest and gives it again, with what follows it: at most 512 KiB.
+        The caller keeps the rest and gives it again, with what follows it.
         """
         connection = self._connection
         end = len(data)

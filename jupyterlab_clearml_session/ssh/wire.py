@@ -21,13 +21,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .shortcut import Shortcut, shortcut
+from .shortcut import READ_BUFFER, Shortcut, shortcut
 from .straight import Straight
 
 QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
-READ_BUFFER = 512 * 1024
-"""Bytes; more than a packet may have."""
-
 WRITE_BUFFER = 256 * 1024
 WRITE_AT_ONCE = 128 * 1024
 GATHERED = 256 * 1024
