@@ -38,9 +38,8 @@ class Reader:
         self._queues_read = _NEVER
 
     async def know_user(self) -> None:
-        """Ask once who we are."""
-        if self.user is None:
-            self.user = await self._client.user()
+        """Note who we are: the client asks its server once, and again where the user has become another."""
+        self.user = await self._client.user()
 
     async def tick(self, now: float, *, all_users: bool) -> None:
         """Read all sessions that hold or wait for an agent, and those that did when last read (one call)."""

@@ -367,7 +367,6 @@ class SessionManager(Configurable):
 
     def refresh(self) -> None:
         """Look at ClearML now, as another user perhaps: its configuration has changed."""
-        self._reader.user = None
         self._poller.forget()
         self._poller.look()
         self._poller.wake()

@@ -18,7 +18,7 @@ from jupyterlab_clearml_session.backend.client import ClearMLClient
 from jupyterlab_clearml_session.backend.connection import Connection
 from jupyterlab_clearml_session.errors import ClearMLBadAnswer, UnknownSession, WrongPhase
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
-from jupyterlab_clearml_session.models import Phase, Session, SessionEvent
+from jupyterlab_clearml_session.models import Phase, Ref, Session, SessionEvent
 from jupyterlab_clearml_session.sessions import SessionManager
 from tests.local_fixture import ClearMLUnderTest
 
@@ -87,6 +87,29 @@ async def test_a_session_deleted_elsewhere_is_gone_whether_it_ran_or_not(
             await manager.list()
         assert (await manager.list("all"))[0] == []
         assert sorted(removed) == sorted([waiting, listed, opened, purged]), "each is told once"
+
+
+async def test_sessions_are_another_users_once_the_configuration_is(
+    clearml_server: ClearMLUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        await manager.detach(session_id)  # what is wanted here is shown, whoever's it is
+        assert [session.mine for session in (await manager.list())[0]] == [True]
+
+        async def somebody_else(self: ClearMLClient, *, fresh: bool = False) -> Ref:
+            return Ref("another", "Another")
+
+        # In place of a configuration that is changed meanwhile: the embedded server has one user only.
+        monkeypatch.setattr(ClearMLClient, "user", somebody_else)
+
+        async def not_mine() -> None:
+            while (await manager.get(session_id)).mine:
+                await asyncio.sleep(0.02)
+
+        await asyncio.wait_for(not_mine(), DEADLINE)
+        assert [session.id for session in (await manager.list())[0]] == []
+        assert [session.id for session in (await manager.list(all_users=True))[0]] == [session_id]
 
 
 async def test_a_session_that_runs_again_is_not_stopping_for_ever(
