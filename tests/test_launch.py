@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from jupyterlab_clearml_session.backend.launch import (
     with_host_keys,
 )
 from jupyterlab_clearml_session.backend.remote_script import session_script
+from jupyterlab_clearml_session.backend.sdk import BoundedSession
 from jupyterlab_clearml_session.errors import (
     ClearMLUnreachable,
     InvalidInput,
@@ -628,6 +630,40 @@ async def test_an_upload_that_fails_leaves_no_session(clearml_server: ClearMLUnd
     with pytest.raises(ClearMLUnreachable):
         await client.launch(LaunchSpec(upload_files=(str(files),)))
     assert _tasks(clearml_server) == []
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the file server", "another server"])
+async def test_only_clearmls_own_server_is_given_our_token(
+    clearml_server: ClearMLUnderTest, files: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    got: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(self.headers.get("Authorization"))
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            """Stay silent."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        elsewhere = address if own else "http://127.0.0.1:1"
+        # As `sdk.development.default_output_uri` in the user's configuration.
+        monkeypatch.setattr(BoundedSession, "default_output_uri", lambda self: f"{address}/folder")
+        client = ClearMLClient()
+        client.use_local({**clearml_server.credentials, "files_server": elsewhere})
+        task = await client.launch(LaunchSpec(upload_files=(str(files / "one.txt"),)))
+        server.shutdown()
+        thread.join()
+    (authorization,) = got
+    assert (authorization or "").startswith("Bearer ") == own
+    (artifact,) = clearml_server.task(task.id)["execution"]["artifacts"]
+    assert artifact["uri"].startswith(f"{address}/folder/")
 
 
 async def test_a_launch_that_is_cancelled_leaves_no_session(

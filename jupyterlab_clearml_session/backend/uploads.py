@@ -12,7 +12,7 @@ import mimetypes
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urlsplit
@@ -115,7 +115,8 @@ def _stored(
     destination = session.default_output_uri() or files_server
     uri = f"{destination}/{quote(folder)}/artifacts/{artifact['key']}/{quote(source.name)}"
     progress("Uploading files", 0.0)
-    _send(session, source, uri, artifact["content_size"], progress)
+    headers = session.add_auth_headers({}) if _origin(uri) == _origin(files_server) else {}
+    _send(session, source, uri, artifact["content_size"], progress, headers=headers)
     progress("Uploading files", 1.0)
     return {**artifact, "uri": uri}
 
@@ -158,9 +159,16 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _send(session: BoundedSession, source: Path, uri: str, size: int, progress: Tell) -> None:
+def _origin(uri: str) -> tuple[str, str]:
+    parts = urlsplit(uri)
+    return parts.scheme, parts.netloc
+
+
+def _send(
+    session: BoundedSession, source: Path, uri: str, size: int, progress: Tell, *, headers: Mapping[str, str]
+) -> None:
     if urlsplit(uri).scheme in ("http", "https"):
-        _post(session, source, uri, size, progress)
+        _post(session, source, uri, size, progress, headers=headers)
         return
     # S3, Google, Azure or a shared folder: the SDK knows them, and the user's credentials for them.
     from clearml import StorageManager
@@ -171,7 +179,9 @@ def _send(session: BoundedSession, source: Path, uri: str, size: int, progress: 
         raise UploadFailed(f"The files could not be stored ({type(error).__name__}).") from None
 
 
-def _post(session: BoundedSession, source: Path, uri: str, size: int, progress: Tell) -> None:
+def _post(
+    session: BoundedSession, source: Path, uri: str, size: int, progress: Tell, *, headers: Mapping[str, str]
+) -> None:
     """Send one file as the multipart form that ClearML's file server takes, in constant memory."""
     import requests  # not at server start
 
@@ -183,12 +193,11 @@ def _post(session: BoundedSession, source: Path, uri: str, size: int, progress: 
             parts.path.lstrip("/"),
             lambda done: progress("Uploading files", done / max(1, size)),
         )
-        headers = session.add_auth_headers({"Content-Type": body.content_type})
         try:
             answer = requests.post(
                 f"{parts.scheme}://{parts.netloc}",
                 data=body,
-                headers=headers,
+                headers={**headers, "Content-Type": body.content_type},
                 timeout=_TIMEOUT,
                 verify=session.verify,
             )
