@@ -5,8 +5,12 @@ Each test is a table over one server; what deviates is collected and shown toget
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any, NamedTuple
+
+import pytest
+from jupyter_server.serverapp import ServerApp
 
 from tests.local_fixture import ClearMLUnderTest
 from tests.rest_fixture import SPEC, UNKNOWN_ID, Call, call_fixture, rest_config  # noqa: F401 - fixtures
@@ -263,3 +267,34 @@ async def test_a_cookie_alone_changes_nothing(
 async def test_configure_never_overwrites(call: Call, clearml_server: ClearMLUnderTest) -> None:
     status, answer = await call("POST", "configure", clearml_server.credentials)
     assert (status, answer["error"]["code"]) == (409, "conflict")
+
+
+@pytest.mark.usefixtures("http_server")
+async def test_a_configuration_is_given_up_with_its_caller(
+    jp_serverapp: ServerApp,
+    http_server_port: tuple[Any, int],
+    jp_auth_header: dict[str, str],
+    jp_base_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, given_up = asyncio.Event(), asyncio.Event()
+
+    async def configure(body: dict[str, Any]) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()  # as a server that does not answer
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+
+    monkeypatch.setattr(jp_serverapp.web_app.settings["clearml_session_manager"], "configure", configure)
+    _, writer = await asyncio.open_connection("127.0.0.1", http_server_port[1])
+    body = b'{"mode": "local"}'
+    head = (
+        f"POST {jp_base_url}clearml-session/api/configure HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Authorization: {jp_auth_header['Authorization']}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    await asyncio.wait_for(begun.wait(), 30)
+    writer.close()
+    await asyncio.wait_for(given_up.wait(), 30)

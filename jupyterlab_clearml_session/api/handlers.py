@@ -13,7 +13,7 @@ from .. import workspace
 from ..errors import InvalidInput, UnknownPreset
 from ..forwards import SSH
 from ..launch_spec import LaunchSpec, json_schema
-from ..models import Task
+from ..models import BackendStatus, Task
 from ..ssh.ports import listening_ports
 from .base import SessionAPIHandler
 
@@ -28,10 +28,21 @@ class StatusHandler(SessionAPIHandler):
 
 
 class ConfigureHandler(SessionAPIHandler):
+    _work: asyncio.Task[BackendStatus] | None = None
+
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        self.answer((await self.manager.configure(self.body())).to_json())
+        self._work = asyncio.create_task(self.manager.configure(self.body()))
+        await asyncio.wait({self._work})
+        if not self._work.cancelled():
+            self.answer(self._work.result().to_json())
+
+    def on_connection_close(self) -> None:
+        """Who cancels must not find a configuration of which nobody has seen that it is right."""
+        super().on_connection_close()
+        if self._work is not None:
+            self._work.cancel()
 
 
 class QueuesHandler(SessionAPIHandler):
