@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from IPython.core.error import StdinNotImplementedError
 
 from jupyterlab_clearml_session import errors
+from jupyterlab_clearml_session.backend.client import ClearMLClient
+from jupyterlab_clearml_session.launch_spec import LaunchSpec
 from jupyterlab_clearml_session.magic import ClearMLSessionMagics, SessionHandle
 from jupyterlab_clearml_session.magic.commands import commands
 from jupyterlab_clearml_session.magic.displays import link, since, size, tag
@@ -177,6 +180,21 @@ def test_launch_sends_what_was_given_and_nothing_else(line: Callable[[str], Any]
         {"preset": "p", "queue": "q", "packages": ["a", "b"], "vscode_server": False, "launched_by": "magic"},
     )
     assert handle.data["phase"] == "queued"
+
+
+def test_a_launch_may_take_as_long_as_its_upload(
+    line: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deadlines: dict[tuple[str, str], float] = {}
+    real = Server.call
+
+    def noting(self: Server, method: str, path: str, body: Any = None, *, deadline: float) -> Any:
+        deadlines[method, path] = deadline
+        return real(self, method, path, body, deadline=deadline)
+
+    monkeypatch.setattr(Server, "call", noting)
+    line(f"launch --upload-files {tmp_path}")
+    assert deadlines["POST", "clearml-session/api/sessions"] > ClearMLClient.upload_timeout.default_value
 
 
 def test_variables_are_expanded_as_ipython_does(shell: Any, fake: FakeJupyter) -> None:
@@ -367,8 +385,16 @@ def test_queues_and_presets(line: Callable[[str], Any], fake: FakeJupyter) -> No
     queues = line("queues")
     assert queues.data == fake.queues
     assert "gpu    3        1 (1 busy)  interactive" in repr(queues)
-    fake.presets = {"presets": {"mine": {"queue": "gpu", "vscode_server": False}}, "last": {}}
-    assert "mine    queue=gpu" in repr(line("presets"))
+    spec = LaunchSpec(
+        queue="gpu", jupyter_lab=False, public_ip=True, env={"TOKEN": "hush-hush", "MODE": "fast"}
+    )
+    fake.presets = {"presets": {"mine": spec.to_json()}, "last": {}}
+    presets = repr(line("presets"))
+    assert "hush-hush" not in presets
+    (row,) = [row for row in presets.splitlines() if row.startswith("mine")]
+    assert sorted(row.split(None, 1)[1].split(", ")) == sorted(
+        ["queue=gpu", "jupyter_lab=False", "public_ip=True", "env=['MODE'", "'TOKEN']"]
+    )
 
 
 def test_server_says_which_and_takes_another(

@@ -10,7 +10,9 @@ from ..errors import ClearMLSessionError, ServerRefused, ServerUnreachable
 from .server import Server
 
 DEADLINE = 60.0
-"""Seconds for a call. The server gives up on ClearML sooner than that, and says why."""
+"""Seconds for a call."""
+LAUNCH_DEADLINE = 3700.0
+"""Seconds for a launch, which answers once its files are uploaded: the server's own limit and a little more."""
 
 
 class Client:
@@ -61,7 +63,7 @@ class Client:
         return self._dict("GET", _session(session_id))
 
     def launch(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._dict("POST", "sessions", body)
+        return self._dict("POST", "sessions", body, LAUNCH_DEADLINE)
 
     def act(self, session_id: str, action: str) -> dict[str, Any]:
         """``action`` is "attach", "detach" or "reconnect"."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol, overload
 
 from .. import __version__
 from ..errors import WrongPhase
+from ..launch_spec import LaunchSpec
 from . import displays
 from .choose import check_attached
 from .displays import Markup
@@ -305,9 +306,10 @@ def preset_table(data: Data) -> Table:
 
 
 def _differences(spec: Data) -> str:
-    shown = {
-        key: value for key, value in spec.items() if value and value is not True and key != "docker_network"
-    }
+    defaults = LaunchSpec().to_json()
+    shown = {key: value for key, value in spec.items() if value != defaults.get(key)}
+    if env := shown.get("env"):
+        shown["env"] = sorted(env)  # the values may be secrets, and a notebook keeps what it shows
     return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
