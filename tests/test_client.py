@@ -366,12 +366,6 @@ async def test_stop_and_delete(client: ClearMLClient, clearml_server: ClearMLUnd
         await client.task(task_id)
 
 
-async def test_set_runtime_adds(client: ClearMLClient, clearml_server: ClearMLUnderTest) -> None:
-    task_id = _session(clearml_server, runtime={"a": "1"})
-    await client.set_runtime(task_id, {"b": "2"})
-    assert (await client.task(task_id)).runtime == {"a": "1", "b": "2"}
-
-
 # -- bad luck ----------------------------------------------------------------------------------------------
 
 

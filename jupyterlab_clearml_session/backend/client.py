@@ -343,10 +343,6 @@ class ClearMLClient(Configurable):
         )
         await self._call("tasks.add_or_update_artifacts", task=task.id, artifacts=[artifact], force=True)
 
-    async def set_runtime(self, task_id: str, values: Mapping[str, Any]) -> None:
-        """Add or change runtime entries of a Task, in any state. Raises UnknownTask."""
-        await self._call("tasks.edit_runtime", task=reading.checked_id(task_id), add_or_update=dict(values))
-
     # -- for launcher.py -------------------------------------------------------------------------------
 
     @property
