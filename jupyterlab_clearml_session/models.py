@@ -16,7 +16,7 @@ TASK_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Phase(str, Enum):
-    """Where a session stands. Computed in `sessions.py` only, shown everywhere as it is."""
+    """Where a session stands. Computed by `phases.stand` only, shown everywhere as it is."""
 
     CREATED = "created"
     QUEUED = "queued"
@@ -28,11 +28,6 @@ class Phase(str, Enum):
     STOPPING = "stopping"
     ENDED = "ended"
     FAILED = "failed"
-
-    @property
-    def over(self) -> bool:
-        """True where the session will never change by itself again."""
-        return self in (Phase.ENDED, Phase.FAILED)
 
 
 class TunnelState(str, Enum):

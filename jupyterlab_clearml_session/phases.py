@@ -1,6 +1,6 @@
 """The phase machine, pure: a Task and what we know beside it -> where the session stands.
 
-Only `sessions.py` calls this. Names of parameters and runtime entries are those of clearml-session 0.17's remote
+Names of parameters and runtime entries are those of clearml-session 0.17's remote
 script, and of its pre-release 1.0 where that adds some (FIELD_NOTES.md 3).
 """
 
@@ -36,7 +36,6 @@ class Services:
     jupyter_port: int | None
     vscode_port: int | None
     wants_jupyter: bool
-    wants_vscode: bool
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
 
@@ -111,7 +110,6 @@ def services(task: Task) -> Services:
         jupyter_port=_port(parameters.get("properties/jupyter_port")),
         vscode_port=_port(parameters.get("properties/vscode_port")),
         wants_jupyter=_option(task, "jupyterlab"),
-        wants_vscode=_option(task, "vscode_server"),
         password=str(runtime.get("_ssh_password") or ""),
         # The remote script cuts the token out of a log line, newline and all.
         token=str(runtime.get("_jupyter_token") or "").strip(),

@@ -53,7 +53,7 @@ class Reader:
         for record in records:
             if record.task.id in roster.restored and record.live:
                 record.attach = record.watched = True
-            if record.attachment is not None and not record.live:
+            if record.attach and not record.live:
                 await roster.let_go(record)
             roster.update(record)
         for session_id in known - {task.id for task in tasks}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.parse import quote
 
 from .attachment import Attachment
 from .backend.launch import launched_by, repository_folder, session_spec
-from .models import QueuePlace, Ref, Session, SshTarget, Task, TunnelStatus
+from .models import HostKeyTrust, QueuePlace, Ref, Session, SshTarget, Task, TunnelStatus
 from .phases import Circumstances, Services, services, stand
 
 _LIVE = frozenset({"created", "queued", "in_progress"})
@@ -43,7 +44,14 @@ class Record:
     tail_reads: int = 0
     started_seen: float | None = None
     kernelspecs: tuple[str, ...] = ()
+    spec: Mapping[str, Any] = field(init=False)
+    """What the session was launched with (`session_spec`)."""
+    phase_began: float = field(init=False)
+    """When the session was first seen in its phase."""
     session: Session = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spec = session_spec(self.task)
 
     @property
     def live(self) -> bool:
@@ -66,7 +74,11 @@ class Record:
             # Somebody let it run again: what happened to it before does not count.
             self.stop_requested, self.started_seen = False, None
             self.last_line, self.log_tail, self.tail_reads = "", (), 0
+        if task.trust is HostKeyTrust.UNVERIFIED and self.task.trust is HostKeyTrust.PINNED:
+            # A list of Tasks does not hold the keys of their configuration, which a single one was read with.
+            task = replace(task, host_keys=self.task.host_keys, trust=self.task.trust)
         self.task = task
+        self.spec = session_spec(task)
         if task.status != "queued":
             self.position = self.workers = None
         if task.status == "in_progress" and self.started_seen is None:
@@ -118,15 +130,17 @@ class Record:
             launched_by=launched_by(task),
             attached=attachment is not None and self.live,
             tunnel=tunnel,
-            endpoints=_endpoints(task, self.services) if self.live else {},
+            endpoints=_endpoints(task, self.services, self.spec) if self.live else {},
             kernelspecs=self.kernelspecs,
-            spec=session_spec(task),
+            spec=self.spec,
             progress=standing.progress,
             error=standing.error,
         )
         before: Session | None = getattr(self, "session", None)
         if before is not None and before.phase is session.phase:
             session = replace(session, phase_since=before.phase_since)
+        else:
+            self.phase_began = time.monotonic()
         self.session = session
         return session
 
@@ -137,14 +151,14 @@ def ssh_target(task: Task) -> SshTarget:
     return SshTarget(
         address=published.address,
         port=published.ssh_port or 22,
-        username=_username(task),
+        username=_username(session_spec(task)),
         password=published.password,
         host_keys=task.host_keys,
         trust=task.trust,
     )
 
 
-def _endpoints(task: Task, published: Services) -> dict[str, Any]:
+def _endpoints(task: Task, published: Services, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Paths under base_url; ``*_open`` are what a person wants to see first, folder included."""
     root = f"clearml-session/proxy/{task.id}"
     folder = repository_folder(task)
@@ -156,12 +170,12 @@ def _endpoints(task: Task, published: Services) -> dict[str, Any]:
         endpoints["vscode"] = f"{root}/vscode/"
         endpoints["vscode_open"] = f"{root}/vscode/" + (f"?folder={quote(folder)}" if folder else "")
     if published.ssh_port and published.address:
-        endpoints["ssh"] = {"user": _username(task), "host": published.address, "port": published.ssh_port}
+        endpoints["ssh"] = {"user": _username(spec), "host": published.address, "port": published.ssh_port}
     return endpoints
 
 
-def _username(task: Task) -> str:
-    return str(session_spec(task).get("username") or "root")
+def _username(spec: Mapping[str, Any]) -> str:
+    return str(spec.get("username") or "root")
 
 
 def _web_url(web_server: str | None, task: Task) -> str | None:

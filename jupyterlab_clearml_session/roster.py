@@ -16,6 +16,8 @@ from .models import Phase, Session, SessionEvent, Task
 from .record import Record
 from .ssh.tunnel import Tunnel
 
+_LONGEST_HOOK_WAIT = 300.0
+
 OnReady = Callable[[Session, Tunnel], Awaitable[None]]
 OnGone = Callable[[str], Awaitable[None]]
 
@@ -42,6 +44,8 @@ class Roster:
         log: Logger,
     ) -> None:
         self.revision = 0
+        self.hook_wait = 5.0
+        """Seconds before what failed when a session became ready is tried again; more each time."""
         self.records: dict[str, Record] = {}
         self.restored: set[str] = set()
         """Ids that were attached when a server last ran here and have not been looked for yet."""
@@ -116,7 +120,7 @@ class Roster:
         session = self._describe(record)
         if session.phase is Phase.READY and not record.announced and record.attachment is not None:
             record.announced = True
-            self._spawn(self._announce(session, record.attachment.tunnel))
+            self._spawn(self._announce(record, record.attachment))
         if session != before:
             self._emit("log" if _differs_in_last_line(before, session) else "changed", session)
         return session
@@ -135,9 +139,11 @@ class Roster:
         self._note_attached()
         if attachment is None:
             return
-        for on_gone in self._on_gone:
-            await self._run_hook(on_gone(record.task.id), record.task.id)
-        await attachment.close()
+        try:
+            for on_gone in self._on_gone:
+                await self._run_hook(on_gone(record.task.id), record)
+        finally:
+            await attachment.close()
 
     # -- telling ---------------------------------------------------------------------------------------
 
@@ -165,20 +171,33 @@ class Roster:
         self.revision += 1
         event = SessionEvent(self.revision, kind, session, data or {})
         for callback in tuple(self._subscribers):
-            callback(event)
+            try:
+                callback(event)
+            except Exception:  # noqa: BLE001 - one who cannot listen must not keep the others from it
+                self._log.exception("clearml-session: somebody failed on hearing of a session")
 
-    async def _announce(self, session: Session, tunnel: Tunnel) -> None:
+    async def _announce(self, record: Record, attachment: Attachment) -> None:
+        """Run the hooks, those that fail again and again, until the session is let go."""
+        wait = self.hook_wait
         for on_ready in self._on_ready:
-            await self._run_hook(on_ready(session, tunnel), session.id)
+            while not await self._run_hook(on_ready(record.session, attachment.tunnel), record):
+                await asyncio.sleep(wait)
+                if record.attachment is not attachment:
+                    return
+                wait = min(wait * 2, _LONGEST_HOOK_WAIT)
 
-    async def _run_hook(self, hook: Awaitable[None], session_id: str) -> None:
+    async def _run_hook(self, hook: Awaitable[None], record: Record) -> bool:
+        """Return whether it did what it should."""
         try:
             await hook
         except ClearMLSessionError as error:
-            record = self.records.get(session_id)
             # A session that was let go in the middle of it is no news.
-            level = WARNING if record is not None and record.attach else DEBUG
-            self._log.log(level, "clearml-session: %s", error.message)
+            self._log.log(WARNING if record.attach else DEBUG, "clearml-session: %s", error.message)
+            return False
+        except Exception:  # noqa: BLE001 - a fault of one part must not take the others down
+            self._log.exception("clearml-session: session %s: a part failed", record.task.id)
+            return False
+        return True
 
     # -- what is kept on disk --------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from logging import Logger
 from pathlib import Path
@@ -32,6 +33,7 @@ from .launch_spec import LaunchSpec
 from .models import (
     BackendStatus,
     Endpoint,
+    HostKeyTrust,
     LogLine,
     Phase,
     Queue,
@@ -48,7 +50,12 @@ from .ssh.tunnel import Tunnel
 
 StartLocal = Callable[[], Awaitable[Mapping[str, str]]]
 
-_SETTLED = frozenset({Phase.READY, Phase.SERVICES_UP, Phase.CREATED, Phase.ENDED, Phase.FAILED})
+# Of a session that reconnects ClearML knows nothing new.
+_SETTLED = frozenset(
+    {Phase.READY, Phase.RECONNECTING, Phase.SERVICES_UP, Phase.CREATED, Phase.ENDED, Phase.FAILED}
+)
+_PATIENCE = 60.0
+"""The interval for a session that is not settled: how long it has been in its phase, divided by this."""
 
 
 class SessionManager(Configurable):
@@ -178,8 +185,7 @@ class SessionManager(Configurable):
 
     async def get(self, session_id: str) -> Session:
         """Return one session, also one that this machine never saw. Raises UnknownSession."""
-        self._poller.look()
-        record = await self._reader.record(session_id)
+        record = await self._looked_at(session_id)
         if not record.live:
             await self._reader.again(record)
         return record.session
@@ -205,24 +211,21 @@ class SessionManager(Configurable):
         Raises UnknownSession, NotAttached where nobody asked for it, TunnelDown where it did not come up within
         ``wait`` seconds, or the fatal cause.
         """
-        tunnel = await self.held_tunnel(session_id)
-        await tunnel.wait_up(wait)
-        return tunnel
+        _, attachment = await self._attached(session_id)
+        await attachment.tunnel.wait_up(wait)
+        return attachment.tunnel
 
     async def held_tunnel(self, session_id: str) -> Tunnel:
         """Return the session's tunnel, up or not. Raises UnknownSession and NotAttached."""
-        record = await self._reader.record(session_id)
-        if record.attachment is None:
-            raise NotAttached(f"The session is not attached (it is {record.session.phase.value})")
-        return record.attachment.tunnel
+        _, attachment = await self._attached(session_id)
+        return attachment.tunnel
 
     async def ssh(self, session_id: str) -> tuple[SshTarget, int]:
         """Return how to log in to an attached session, and the port of its SSH server over there.
 
         That is the port that outlives reconnects where the session was launched with ``keepalive``.
         """
-        await self.held_tunnel(session_id)
-        record = self._roster.records[session_id]
+        record, _ = await self._attached(session_id)
         published = record.services
         port = published.stable_ssh_port or published.internal_ssh_port
         if port is None:
@@ -235,8 +238,9 @@ class SessionManager(Configurable):
         Waits up to ``wait`` seconds for the tunnel. Raises as `tunnel`, and RemoteRefused where the remote script
         did not start that service.
         """
-        await self.tunnel(session_id, wait)
-        published = self._roster.records[session_id].services
+        record, attachment = await self._attached(session_id)
+        await attachment.tunnel.wait_up(wait)
+        published = record.services
         if kind == "jupyter" and published.jupyter_port:
             return Endpoint(kind, published.jupyter_port, published.token)
         if kind == "vscode" and published.vscode_port:
@@ -284,8 +288,7 @@ class SessionManager(Configurable):
 
     async def attach(self, session_id: str) -> Session:
         """Bring the tunnel up, now or as soon as the session's services are up. Raises WrongPhase."""
-        self._poller.look()
-        record = await self._reader.record(session_id)
+        record = await self._looked_at(session_id)
         if not record.live or record.stop_requested:
             raise WrongPhase("An ended session cannot be attached", phase=record.session.phase.value)
         return self._want(record)
@@ -300,10 +303,8 @@ class SessionManager(Configurable):
 
     async def reconnect(self, session_id: str) -> Session:
         """Connect the tunnel anew, now. Raises NotAttached."""
-        await self.held_tunnel(session_id)
-        record = self._roster.records[session_id]
-        assert record.attachment is not None
-        record.attachment.reconnect()
+        record, attachment = await self._attached(session_id)
+        attachment.reconnect()
         self._poller.wake()
         return self._roster.update(record)
 
@@ -312,8 +313,7 @@ class SessionManager(Configurable):
 
         Raises UnknownSession, and WrongPhase where the session is over already (or, to be purged, is not).
         """
-        self._poller.look()
-        record = await self._reader.record(session_id)
+        record = await self._looked_at(session_id)
         if record.live == purge:
             message = "Only an ended session can be deleted" if purge else "The session has ended already"
             raise WrongPhase(message, phase=record.session.phase.value)
@@ -374,16 +374,39 @@ class SessionManager(Configurable):
     # -- what the poller does --------------------------------------------------------------------------
 
     def _interval(self) -> float:
-        changing = any(
-            record.session.phase not in _SETTLED or record.tail_wanted
-            for record in self._roster.records.values()
+        now = time.monotonic()
+        return min(
+            (self._interval_of(record, now) for record in self._roster.records.values()),
+            default=self.slow_interval,
         )
-        return self.fast_interval if changing else self.slow_interval
+
+    def _interval_of(self, record: Record, now: float) -> float:
+        if record.tail_wanted:
+            return self.fast_interval
+        if record.session.phase in _SETTLED:
+            return self.slow_interval
+        # It may wait all night for an agent, with nobody looking.
+        return max(self.fast_interval, min(self.slow_interval, (now - record.phase_began) / _PATIENCE))
 
     async def _read(self, now: float) -> None:
         await self._reader.tick(now, all_users=self._poller.all_users)
 
     # -- helpers ---------------------------------------------------------------------------------------
+
+    async def _looked_at(self, session_id: str) -> Record:
+        """Return a session as it is now, as far as ClearML answers. Raises UnknownSession."""
+        self._poller.look()
+        if self._poller.stale and session_id in self._roster.records:
+            with contextlib.suppress(ClearMLSessionError):  # told to all who listen
+                await self._poller.poll()
+        return await self._reader.record(session_id)
+
+    async def _attached(self, session_id: str) -> tuple[Record, Attachment]:
+        """Return a session with its attachment. Raises UnknownSession and NotAttached."""
+        record = await self._reader.record(session_id)
+        if record.attachment is None:
+            raise NotAttached(f"The session is not attached (it is {record.session.phase.value})")
+        return record, record.attachment
 
     def _describe(self, record: Record) -> Session:
         return record.describe(self._reader.user, self.client.web_server, self.setup_deadline)
@@ -404,8 +427,10 @@ class SessionManager(Configurable):
 
     async def _target(self, record: Record) -> SshTarget:
         attachment = record.attachment
-        if attachment is not None and attachment.status.attempt > 1:
-            # The address may have moved (a router, a restarted pod); a ClearML that is away must not stop us.
+        again = attachment is not None and attachment.status.attempt > 1
+        if again or record.task.trust is HostKeyTrust.UNVERIFIED:
+            # The address may have moved (a router, a restarted pod), and a clone that the command line made of one
+            # of our sessions has keys in its configuration. A ClearML that is away must not stop us.
             with contextlib.suppress(ClearMLSessionError):
                 record.see(await self.client.task(record.task.id))
         return ssh_target(record.task)

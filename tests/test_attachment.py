@@ -77,7 +77,6 @@ class Scene:
             jupyter_port=self.jupyter.port,
             vscode_port=None,
             wants_jupyter=True,
-            wants_vscode=False,
             token=TOKEN,
         )
 

@@ -368,6 +368,17 @@ def test_a_debugging_session_of_the_command_line() -> None:
     assert session_spec(task)["debugging_session"] == "b" * 32
 
 
+def test_a_note_that_somebody_changed_is_taken_as_far_as_it_is_valid() -> None:
+    noted = {"username": "root\n    ProxyCommand sh", "idle_timeout_min": "soon", "docker": "img", "new": 1}
+    task = Task(
+        id=TASK, name="a session", status="in_progress", runtime={RECORD: json.dumps({"spec": noted})}
+    )
+    read = session_spec(task)
+    assert read == {**LaunchSpec().to_json(), "name": "a session", "docker": "img"} | {
+        key: read[key] for key in ("docker_network", "tags", "project")
+    }
+
+
 def test_host_keys_and_what_they_prove() -> None:
     ours = _as_task(_drafted({}))
     assert with_host_keys(ours).trust is HostKeyTrust.PINNED

@@ -6,21 +6,37 @@ No agent and no Jupyter server; what the remote script would tell ClearML, the t
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 
+from jupyterlab_clearml_session.attachment import Attachment
 from jupyterlab_clearml_session.backend.client import ClearMLClient
 from jupyterlab_clearml_session.backend.connection import Connection
-from jupyterlab_clearml_session.errors import ClearMLBadAnswer, UnknownSession, WrongPhase
+from jupyterlab_clearml_session.backend.draft import RECORD
+from jupyterlab_clearml_session.errors import ClearMLBadAnswer, TunnelDown, UnknownSession, WrongPhase
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
-from jupyterlab_clearml_session.models import Phase, Ref, Session, SessionEvent
+from jupyterlab_clearml_session.models import (
+    HostKeyTrust,
+    Phase,
+    Ref,
+    Session,
+    SessionEvent,
+    Task,
+    TunnelState,
+)
+from jupyterlab_clearml_session.record import Record
 from jupyterlab_clearml_session.sessions import SessionManager
+from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 from tests.local_fixture import ClearMLUnderTest
+from tests.sshd_fixture import USERNAME, SshServer, ssh_server
 
 LOG = logging.getLogger("test")
 SPEC = LaunchSpec(name="a session")
@@ -139,6 +155,137 @@ async def test_a_session_that_never_was_in_a_queue_can_be_shut_down_and_deleted(
         await until(lambda: manager.get(created), Phase.ENDED)
         await manager.shutdown(created, purge=True)
         assert (await manager.list("all"))[0] == []
+
+
+async def test_a_clone_that_the_command_line_made_is_reached_with_the_keys_of_its_configuration(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        original = await manager.launch(LaunchSpec(username=USERNAME, jupyter_lab=False))
+        # `Task.clone` takes the configuration over, but nothing of the runtime: our note of the keys is not there.
+        clone = str(clearml_server.call("tasks.clone", task=original.id)["id"])
+        clearml_server.call("tasks.enqueue", task=clone, queue_name="default")
+        task = clearml_server.task(clone)
+        key = json.loads(task["configuration"]["SSH"]["value"])["ssh_host_ed25519_key"]
+        ssh = SshServer(asyncssh.import_private_key(key))
+        await ssh.start()
+        spec = json.dumps({"spec": {"username": USERNAME}})
+        runtime = {"_ssh_password": ssh.password, RECORD: spec}
+        clearml_server.call("tasks.edit_runtime", task=clone, add_or_update=runtime)
+        properties = {"external_address": "127.0.0.1", "internal_ssh_port": str(ssh.port)}
+        clearml_server.call(
+            "tasks.edit_hyper_params",
+            task=clone,
+            force=True,
+            hyperparams=[
+                {"section": "properties", "name": name, "value": value} for name, value in properties.items()
+            ],
+        )
+        clearml_server.call("tasks.started", task=clone, force=True)
+        try:
+
+            async def listed() -> Session:
+                return next(session for session in (await manager.list())[0] if session.id == clone)
+
+            services_up = await until(listed, Phase.SERVICES_UP)
+            assert services_up.tunnel.host_key is HostKeyTrust.UNVERIFIED  # as far as a list of Tasks tells
+            await manager.attach(clone)
+            await manager.tunnel(clone, DEADLINE)
+            looked = asyncio.Event()
+            manager.subscribe(lambda event: looked.set())
+            await manager.reconnect(clone)
+            await asyncio.wait_for(looked.wait(), DEADLINE)
+            assert (await manager.get(clone)).tunnel.host_key is HostKeyTrust.PINNED
+        finally:
+            await ssh.stop()
+
+
+async def test_what_fails_when_a_session_is_ready_is_tried_again_and_harms_nobody_else(
+    clearml_server: ClearMLUnderTest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager, ssh_server() as ssh:
+        tried: list[str] = []
+        done = asyncio.Event()
+
+        async def on_ready(session: Session, tunnel: Tunnel) -> None:
+            tried.append(session.id)
+            if len(tried) == 1:
+                raise TunnelDown("The link is down again")
+            if len(tried) == 2:
+                raise OSError("The disk is full")
+            done.set()
+
+        async def on_gone(session_id: str) -> None:
+            raise OSError("The disk is full")
+
+        def listener(event: SessionEvent) -> None:
+            raise ValueError("cannot listen")
+
+        manager.add_hook(on_ready, on_gone)
+        manager.subscribe(listener)
+        manager._roster.hook_wait = 0.01
+        session_id = (await manager.launch(LaunchSpec(jupyter_lab=False))).id
+        record = manager._roster.records[session_id]
+        record.attachment = Attachment(
+            lambda: asyncio.sleep(0, ssh.target()), lambda: record.services, lambda: None, LOG
+        )
+        record.attachment.start()
+        tunnel = record.attachment.tunnel
+        await tunnel.wait_up(DEADLINE)
+        await manager._roster._announce(record, record.attachment)
+        assert tried == [session_id] * 3
+        assert done.is_set()
+        await manager.detach(session_id)
+        assert tunnel.status.state is TunnelState.DOWN
+        assert "cannot listen" in caplog.text
+        assert "The disk is full" in caplog.text
+
+
+async def test_a_session_that_fails_while_it_is_waited_for_is_not_polled_for_ever(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path, look_window=0.0) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        over: asyncio.Queue[Phase] = asyncio.Queue()
+        manager.subscribe(lambda event: over.put_nowait(event.session.phase) if event.session else None)
+        clearml_server.call("tasks.started", task=session_id, force=True)
+        clearml_server.call("tasks.failed", task=session_id, force=True)
+
+        async def failed() -> None:
+            while await over.get() is not Phase.FAILED:
+                pass
+
+        await asyncio.wait_for(failed(), DEADLINE)
+        assert not manager._roster.any_wanted
+        assert json.loads((tmp_path / "attached.json").read_text()) != [session_id]
+
+
+def test_a_session_that_does_not_come_on_is_looked_at_less_and_less_often(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    record = Record(Task(id="a" * 32, name="a session", status="queued"))
+    record.describe(None, None, 1800.0)
+    manager = SessionManager(ClearMLClient(), tmp_path / "attached.json", start_local=dict, log=LOG)  # type: ignore[arg-type]
+    began = record.phase_began
+    waits = [manager._interval_of(record, began + after) for after in (0, 30, 300, 3600)]
+    assert waits == [1.0, 1.0, 5.0, 10.0]
+    record.see(replace(record.task, status="in_progress"))
+    record.describe(None, None, 1800.0)
+    assert manager._interval_of(record, record.phase_began) == 1.0
+
+
+async def test_one_session_is_read_again_where_nobody_has_looked_for_long(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(
+        clearml_server, tmp_path, look_window=0.0, fast_interval=0.01, slow_interval=0.01
+    ) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        await manager.detach(session_id)  # nobody looks, and nothing is attached: no more polling
+        await manager.list()
+        clearml_server.call("tasks.started", task=session_id, force=True)
+        await asyncio.sleep(0.02)  # longer than an interval
+        assert (await manager.get(session_id)).phase is Phase.STARTING
 
 
 @pytest.mark.parametrize("broken", ["events.get_task_log", "queues.get_all_ex"])

@@ -102,8 +102,8 @@ def session_spec(task: Task) -> dict[str, Any]:
     try:
         return LaunchSpec.from_json(spec).to_json()
     except InvalidInput:
-        # Somebody changed the Task by hand, or made it with a version that knows more: show what we noted.
-        return {**LaunchSpec().to_json(), **spec}
+        # Somebody changed the Task by hand, or made it with a version that knows more: what we understand of it.
+        return {**LaunchSpec().to_json(), **{key: value for key, value in spec.items() if _valid(key, value)}}
 
 
 def full_spec(task: Task, *, init_script_text: str, diff: str) -> LaunchSpec:
@@ -119,6 +119,14 @@ def full_spec(task: Task, *, init_script_text: str, diff: str) -> LaunchSpec:
     if spec.get("clone_repo") and diff.startswith(ours):
         spec["clone_repo"] = {**spec["clone_repo"], "diff": diff[len(ours) :]}
     return LaunchSpec.from_json(spec)
+
+
+def _valid(option: str, value: Any) -> bool:
+    try:
+        LaunchSpec.from_json({option: value})
+    except InvalidInput:
+        return False
+    return value is not None
 
 
 def _from_parameters(task: Task) -> dict[str, Any]:
