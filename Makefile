@@ -5,6 +5,7 @@ ARGS ?=
 # Processes that share the tests: many of them wait for real sessions more than they compute.
 JOBS ?= 3
 BIN := $(VENV)/bin
+SERVED := $(VENV)/share/jupyter/labextensions/jupyterlab-clearml-session
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # The virtual environment first: its Node, jlpm and Jupyter are the ones meant.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -74,10 +75,10 @@ $(VENV)/.dev-stamp: $(BUILD) | $(BIN)/python
 	cd labextension && jlpm install
 	touch $@
 
-# The front end as it is now: an editable install serves what was built last.
+# The front end as it is now: an editable install serves what was built last. `jlpm watch` makes a link of it.
 $(VENV)/.lab-stamp: $(VENV)/.dev-stamp $(SOURCES)
 	cd labextension && jlpm build
-	cp -R jupyterlab_clearml_session/labextension/. $(VENV)/share/jupyter/labextensions/jupyterlab-clearml-session/
+	test jupyterlab_clearml_session/labextension -ef $(SERVED) || cp -R jupyterlab_clearml_session/labextension/. $(SERVED)/
 	touch $@
 
 $(VENV)/.bench-stamp: $(VENV)/.dev-stamp
