@@ -22,10 +22,10 @@ export async function connectKernel(
   kernel: IRemoteKernel,
   trans: TranslationBundle
 ): Promise<void> {
-  const open = [...app.shell.widgets('main')].filter(hasContext);
+  const open = withoutViews([...app.shell.widgets('main')].filter(hasContext));
   const newNotebook = trans.__('A new notebook');
   const newConsole = trans.__('A new console');
-  const labels = open.map(widget => trans.__('%1 (open)', widget.title.label));
+  const labels = labelsOf(open, trans);
   const result = await InputDialog.getItem({
     title: trans.__('Connect to kernel %1', `${kernel.name} ${shortId(kernel.id)}`),
     label: trans.__('Variables of the kernel are kept. Connect to it:'),
@@ -85,6 +85,24 @@ async function startSession(
   const kernel: { id: string; name?: string } = { id: kernelId };
   const session = await sessions.startNew({ path, name, type, kernel });
   session.dispose(); // the connection, not the session: what is opened makes its own
+}
+
+/** Further views of a notebook share its kernel: the first one stands for all of them. */
+function withoutViews(widgets: IHasContext[]): IHasContext[] {
+  const contexts = widgets.map(widget => widget.sessionContext);
+  return widgets.filter(
+    (widget, index) => contexts.indexOf(widget.sessionContext) === index
+  );
+}
+
+/** What they are called in the list: each differently, as it is found again by that. */
+function labelsOf(widgets: IHasContext[], trans: TranslationBundle): string[] {
+  const titles = widgets.map(widget => widget.title.label);
+  return widgets.map(({ title: { label }, sessionContext: { path } }) =>
+    titles.indexOf(label) === titles.lastIndexOf(label)
+      ? trans.__('%1 (open)', label)
+      : trans.__('%1 (open: %2)', label, path)
+  );
 }
 
 function hasContext(widget: Widget): widget is IHasContext {

@@ -57,6 +57,9 @@ export class BodyDialog<T = void> extends Dialog<T> {
     if (!(event instanceof KeyboardEvent && event.key === 'Enter' && isOwn(event))) {
       super.handleEvent(event);
     }
+    if (event.type === 'input' && !this._acceptable) {
+      this.acceptable = false; // JupyterLab enables the button wherever no field is invalid
+    }
   }
 
   // Left alone, JupyterLab puts the focus when the browser is idle: the body may not be drawn yet, or the focus is

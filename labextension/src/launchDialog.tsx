@@ -28,7 +28,9 @@ export class Launcher {
     if (this._dialog) {
       return null; // it is open already
     }
-    const draft = (this._draft = this._draft ?? new LaunchDraft(this._model.api));
+    const trans = this._translator.load(TRANSLATION_DOMAIN);
+    const draft = (this._draft =
+      this._draft ?? new LaunchDraft(this._model.api, trans));
     void draft.load(request);
     this._dialog = new LaunchDialog(draft, this._model, this._translator);
     try {
@@ -101,6 +103,9 @@ class LaunchDialog extends BodyDialog {
   }
 
   private async _launch(): Promise<void> {
+    if (!this._draft.launchable) {
+      return; // Enter leads here in the middle of a launch too
+    }
     this._form.uploading = new Uploading(this._model);
     this.session = await this._draft.launch();
     this._form.uploading = null;

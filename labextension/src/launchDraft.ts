@@ -2,10 +2,12 @@
  * What is being typed into the launch dialog. It outlives the dialog: nothing that was typed is lost when the
  * dialog is closed, or when the server refuses the launch.
  */
+import type { TranslationBundle } from '@jupyterlab/translation';
 import { PromiseDelegate } from '@lumino/coreutils';
 import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 
+import { isLive } from './actions';
 import type { FieldErrors } from './launchValues';
 import {
   empty,
@@ -28,8 +30,12 @@ export const LAST_USED = ':last';
 export const DEFAULTS = ':defaults';
 export const AGAIN = ':again';
 
-/** The preset of this name, where there is one, is what a new launch starts from. */
+/** The preset of this name, where there is one, is what the first launch starts from; later ones do from the last. */
 const DEFAULT_PRESET = 'default';
+
+/** Milliseconds between two looks at a session that is being given up, and how many there are. */
+const LOOK_INTERVAL = 1_000;
+const MOST_LOOKS = 60;
 
 /** What the dialog is opened with. */
 export interface ILaunchRequest {
@@ -45,7 +51,10 @@ export interface ILaunchRequest {
 
 /** The options, what the server offers for them, and what is wrong with them. */
 export class LaunchDraft {
-  constructor(private readonly _api: SessionAPI) {
+  constructor(
+    private readonly _api: SessionAPI,
+    private readonly _trans: TranslationBundle
+  ) {
     this.repository = new RepositoryOffer(_api);
     this.repository.changed.connect(() => this._changed.emit());
   }
@@ -79,8 +88,9 @@ export class LaunchDraft {
   /** What is going on, if anything. */
   busy: 'loading' | 'launching' | 'saving' | null = null;
 
-  /** Ask for what the dialog is drawn from; what was typed stays. */
-  async load(request: ILaunchRequest = {}): Promise<void> {
+  /** Ask for what the dialog is drawn from; what was typed stays. Without a request, the last one is tried again. */
+  async load(request: ILaunchRequest = this._request): Promise<void> {
+    this._request = request;
     this.again = request.again ?? this.again;
     this.refusedImports = null;
     if (request.spec?.debugging_session) {
@@ -95,7 +105,7 @@ export class LaunchDraft {
     } else {
       await this._during('loading', async () => {
         await this._ask();
-        this._begin(request, true);
+        this._begin(this._request, true); // another dialog may have been opened meanwhile
       });
     }
     await looking;
@@ -210,7 +220,7 @@ export class LaunchDraft {
     if (!this.launchable || !this.schema) {
       return null;
     }
-    this.errors = validate(this.schema, this.values);
+    this.errors = validate(this.schema, this.values, this._trans);
     if (Object.keys(this.errors).length > 0) {
       this.refused += 1;
       this._changed.emit();
@@ -225,7 +235,7 @@ export class LaunchDraft {
     if (!session) {
       // The server goes on with what it was asked for: nobody wants that session any more.
       void launching.then(
-        unwanted => tell(() => this._api.shutdown(unwanted.id)),
+        unwanted => tell(() => discard(this._api, unwanted.id)),
         () => null // there is none
       );
     }
@@ -310,11 +320,14 @@ export class LaunchDraft {
     );
   }
 
-  /** Run one thing; true when it went well. */
+  /** Run one thing, and no other beside it; true when it went well. */
   private async _during(
     busy: 'loading' | 'launching' | 'saving',
     run: () => Promise<void>
   ): Promise<boolean> {
+    if (this.busy !== null) {
+      return false;
+    }
     this.busy = busy;
     this.failure = null;
     this._changed.emit();
@@ -345,4 +358,17 @@ export class LaunchDraft {
 
   private readonly _changed = new Signal<this, void>(this);
   private _cancelled: PromiseDelegate<null> | null = null;
+  private _request: ILaunchRequest = {};
+}
+
+/** Shut a session down that nobody wants; of one that no agent has begun with, nothing is left. */
+async function discard(api: SessionAPI, id: string): Promise<void> {
+  let session = await api.shutdown(id);
+  for (let look = 0; isLive(session) && !session.started && look < MOST_LOOKS; look++) {
+    await new Promise(resolve => setTimeout(resolve, LOOK_INTERVAL));
+    session = await api.session(id);
+  }
+  if (!isLive(session) && !session.started) {
+    await api.purge(id);
+  }
 }

@@ -1,4 +1,6 @@
 /** Values of launch options: what is wrong with them, which are left out, which are the same. Pure. */
+import type { TranslationBundle } from '@jupyterlab/translation';
+
 import type { ISpecProperty, ISpecSchema, LaunchSpec, SpecValue } from './tokens';
 
 /** Options that belong to one launch: not taken over from the last one. */
@@ -16,10 +18,14 @@ const ONCE = new Set([
 export type FieldErrors = { [option: string]: string };
 
 /** Check what the schema can tell by itself; the server checks again, and more. */
-export function validate(schema: ISpecSchema, values: LaunchSpec): FieldErrors {
+export function validate(
+  schema: ISpecSchema,
+  values: LaunchSpec,
+  trans: TranslationBundle
+): FieldErrors {
   const errors: FieldErrors = {};
   for (const [option, property] of Object.entries(schema.properties)) {
-    const message = check(property, values[option]);
+    const message = check(property, values[option], trans);
     if (message) {
       errors[option] = message;
     }
@@ -27,26 +33,31 @@ export function validate(schema: ISpecSchema, values: LaunchSpec): FieldErrors {
   return errors;
 }
 
-function check(property: ISpecProperty, value: SpecValue | undefined): string | null {
+function check(
+  property: ISpecProperty,
+  value: SpecValue | undefined,
+  trans: TranslationBundle
+): string | null {
+  const { minLength, maxLength, pattern, minimum, maximum } = property;
   if (typeof value === 'string' && value !== '') {
-    if (property.minLength !== undefined && value.length < property.minLength) {
-      return `At least ${property.minLength} characters`;
+    if (minLength !== undefined && value.length < minLength) {
+      return trans._n('At least %1 character', 'At least %1 characters', minLength);
     }
-    if (property.maxLength !== undefined && value.length > property.maxLength) {
-      return `At most ${property.maxLength} characters`;
+    if (maxLength !== undefined && value.length > maxLength) {
+      return trans._n('At most %1 character', 'At most %1 characters', maxLength);
     }
-    if (property.pattern !== undefined && !new RegExp(property.pattern).test(value)) {
-      return property.pattern.includes('{32}')
-        ? 'Not an id: 32 characters, 0 to 9 and a to f'
-        : 'Not in the right form';
+    if (pattern !== undefined && !new RegExp(pattern).test(value)) {
+      return pattern.includes('{32}')
+        ? trans.__('Not an id: 32 characters, 0 to 9 and a to f')
+        : trans.__('Not in the right form');
     }
   }
   if (typeof value === 'number') {
-    if (property.minimum !== undefined && value < property.minimum) {
-      return `At least ${property.minimum}`;
+    if (minimum !== undefined && value < minimum) {
+      return trans.__('At least %1', minimum);
     }
-    if (property.maximum !== undefined && value > property.maximum) {
-      return `At most ${property.maximum}`;
+    if (maximum !== undefined && value > maximum) {
+      return trans.__('At most %1', maximum);
     }
   }
   return null;

@@ -17,6 +17,7 @@ interface IPresetsProps {
 export function PresetsBox({ draft, trans }: IPresetsProps): JSX.Element {
   const [name, setName] = React.useState<string | null>(null);
   const names = Object.keys(draft.presets.presets).sort();
+  const busy = draft.busy !== null;
   const save = async () => {
     if (name?.trim() && (await draft.savePreset(name.trim()))) {
       setName(null);
@@ -30,6 +31,7 @@ export function PresetsBox({ draft, trans }: IPresetsProps): JSX.Element {
           id="jp-ClearML-preset"
           className="jp-ClearML-input"
           value={draft.chosen}
+          disabled={busy}
           onChange={event => draft.choose(event.target.value)}
         >
           {draft.again && (
@@ -54,6 +56,7 @@ export function PresetsBox({ draft, trans }: IPresetsProps): JSX.Element {
             type="button"
             className="jp-ClearML-button"
             data-action="save-preset"
+            disabled={busy}
             onClick={() => setName(names.includes(draft.chosen) ? draft.chosen : '')}
           >
             {trans.__('Save as Preset…')}
@@ -63,6 +66,7 @@ export function PresetsBox({ draft, trans }: IPresetsProps): JSX.Element {
               type="button"
               className="jp-ClearML-button"
               data-action="delete-preset"
+              disabled={busy}
               onClick={() => void draft.deletePreset()}
             >
               {trans.__('Delete Preset')}
@@ -73,6 +77,7 @@ export function PresetsBox({ draft, trans }: IPresetsProps): JSX.Element {
               type="button"
               className="jp-ClearML-button"
               data-action="import-presets"
+              disabled={busy}
               title={trans.__(
                 'Take over what the clearml-session command line remembers'
               )}
@@ -103,7 +108,7 @@ export function PresetsBox({ draft, trans }: IPresetsProps): JSX.Element {
           <button
             type="button"
             className="jp-ClearML-button jp-mod-primary"
-            disabled={!name.trim()}
+            disabled={busy || !name.trim()}
             onClick={() => void save()}
           >
             {trans.__('Save')}

@@ -73,6 +73,8 @@ function Tasks(props: {
   const [chosen, setChosen] = React.useState<string | null>(null);
   const [error, setError] = React.useState('');
   const newest = text.trim() === '';
+  // An id can be meant that the search does not find: the server says at launch what is wrong with it.
+  const meant = findTaskId(text) ?? chosen;
   React.useEffect(() => {
     const aborter = new AbortController();
     const search = async () => {
@@ -97,8 +99,7 @@ function Tasks(props: {
       aborter.abort();
     };
   }, [api, text]);
-  // An id can be meant that the search does not find: the server says at launch what is wrong with it.
-  React.useEffect(() => onChoose(chosen ?? findTaskId(text)), [chosen, text, onChoose]);
+  React.useEffect(() => onChoose(meant), [meant, onChoose]);
   return (
     <>
       <label className="jp-ClearML-field">
@@ -110,7 +111,10 @@ function Tasks(props: {
           className="jp-ClearML-input"
           spellCheck={false}
           value={text}
-          onChange={event => setText(event.target.value)}
+          onChange={event => {
+            setText(event.target.value);
+            setChosen(null); // it was chosen from what another text has found
+          }}
         />
       </label>
       <div
@@ -123,7 +127,7 @@ function Tasks(props: {
             <input
               type="radio"
               name="jp-ClearML-task"
-              checked={chosen === task.id}
+              checked={meant === task.id}
               onChange={() => setChosen(task.id)}
             />
             <span className="jp-ClearML-choice-name">{task.name}</span>

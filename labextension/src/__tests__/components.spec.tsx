@@ -9,6 +9,7 @@ import {
 import { CommandRegistry } from '@lumino/commands';
 import * as React from 'react';
 
+import { announcer } from '../announcer';
 import { Card, ErrorBox } from '../card';
 import { CommandIDs } from '../commandIds';
 import { LaunchDraft } from '../launchDraft';
@@ -16,8 +17,9 @@ import { LaunchForm } from '../launchDialog';
 import { Log } from '../log';
 import { Panel } from '../panel';
 import { SessionError } from '../request';
+import { Ssh } from '../sshDialog';
 import { statusText } from '../status';
-import type { ISessionModel } from '../tokens';
+import type { ISession, ISessionModel } from '../tokens';
 import type { FakeAPI } from './parts';
 import { SERVER, fakeAPI, id, session, settle, startedModel, trans } from './parts';
 
@@ -100,6 +102,25 @@ describe('Card', () => {
     expect(box.querySelector('pre')?.textContent).toBe('one\ntwo');
   });
 
+  it('reads a failure out that comes while it is in sight, and no older one', () => {
+    const error = { code: 'session_failed', message: 'It failed' };
+    const show = (changes: Partial<ISession>) => (
+      <Card
+        api={fakeAPI({})}
+        session={session(1, 'failed', changes)}
+        commands={new CommandRegistry()}
+        trans={trans}
+      />
+    );
+    const { rerender } = render(show({ error }));
+    expect(screen.getByText('It failed')).toBeTruthy();
+    rerender(show({ error: { ...error } }));
+    expect(screen.queryByRole('alert')).toBeNull();
+    rerender(show({ phase: 'connecting' }));
+    rerender(show({ error }));
+    expect(screen.getByRole('alert').textContent).toBe('It failed');
+  });
+
   it('warns of a host key that proves nothing', () => {
     const running = session(1, 'services_up', {
       tunnel: {
@@ -121,6 +142,26 @@ describe('Card', () => {
     const badge = screen.getByText('not verified');
     expect(badge.dataset.kind).toBe('warn');
     expect(badge.title).toContain('prove nothing');
+  });
+});
+
+describe('the way in with ssh', () => {
+  it.each([
+    ['pinned', 'Host key: verified. Made for this session alone'],
+    ['vault', 'Host key: from the vault. The key that the ClearML vault names'],
+    ['unverified', 'Host key: not verified. This session uses the default keys']
+  ] as const)('promises of a %s host key what it proves', (hostKey, words) => {
+    const { tunnel } = session(1, 'ready');
+    render(
+      <Ssh
+        api={fakeAPI({})}
+        session={session(1, 'ready', { tunnel: { ...tunnel, host_key: hostKey } })}
+        forward={{ local_port: 40_022, remote_port: 'ssh' }}
+        trans={trans}
+      />
+    );
+    expect(screen.getByText(/^Host key: /).textContent).toContain(words);
+    expect(screen.queryByText(/The host key of the session is checked/)).toBeNull();
   });
 });
 
@@ -165,7 +206,6 @@ describe('Panel', () => {
   });
 
   it('tells an unreachable server, and asks again on request', async () => {
-    jest.spyOn(Math, 'random').mockReturnValue(0); // it tries again by itself after 3 s, not at once
     const { api } = await panel({
       status: jest
         .fn()
@@ -183,15 +223,22 @@ describe('Panel', () => {
     expect(api.status).toHaveBeenCalledTimes(2);
     expect(screen.queryByRole('alert')).toBeNull();
   });
+});
 
-  it('announces a change of phase', async () => {
+describe('the announcer', () => {
+  it('says a change of phase, once and outside of the panel', async () => {
     const { model } = await panel({
       sessions: jest
         .fn()
         .mockResolvedValue({ sessions: [session(1, 'starting')], revision: 1 })
     });
-    act(() => model.put(session(1, 'ready')));
-    expect(screen.getByText('session 1: Ready')).toBeTruthy();
+    const node = announcer(model, trans);
+    model.put(session(2, 'queued'));
+    expect(node.textContent).toBe('');
+    model.put(session(1, 'ready'));
+    expect(node.textContent).toBe('session 1: Ready');
+    expect(node.getAttribute('aria-live')).toBe('polite');
+    expect(document.querySelector('[aria-live]')).toBeNull();
   });
 });
 
@@ -281,7 +328,8 @@ describe('LaunchForm', () => {
             { id: 'q1', name: 'gpu', tags: [], length: 2, workers: [] }
           ]),
         ...calls
-      })
+      }),
+      trans
     );
     await draft.load();
     const show = () => <LaunchForm draft={draft} trans={trans} />;

@@ -27,7 +27,19 @@ function button(label: string): HTMLButtonElement {
 afterEach(() => Dialog.flush());
 
 describe('connectKernel', () => {
-  async function connect(choice: string) {
+  function notebook(title: string, path: string) {
+    const changeKernel = jest.fn().mockResolvedValue(null);
+    const widget = Object.assign(new Widget(), {
+      sessionContext: { path, changeKernel }
+    });
+    widget.title.label = title;
+    return widget;
+  }
+
+  async function connect(
+    choice: string,
+    open = [notebook('here.ipynb', 'here.ipynb')]
+  ) {
     const executed: Array<[string, unknown]> = [];
     const commands = new CommandRegistry();
     for (const command of [
@@ -44,12 +56,8 @@ describe('connectKernel', () => {
     }
     const connection = { dispose: jest.fn() };
     const sessions = { startNew: jest.fn().mockResolvedValue(connection) };
-    const notebook = Object.assign(new Widget(), {
-      sessionContext: { changeKernel: jest.fn().mockResolvedValue(null) }
-    });
-    notebook.title.label = 'here.ipynb';
     const shell = {
-      widgets: () => [new Widget(), notebook][Symbol.iterator](),
+      widgets: () => [new Widget(), ...open][Symbol.iterator](),
       activateById: jest.fn()
     };
     const api = fakeAPI({ adoptKernel: jest.fn().mockResolvedValue('local-id') });
@@ -68,7 +76,7 @@ describe('connectKernel', () => {
     }
     button('Connect').click();
     await done;
-    return { api, executed, notebook, choices, sessions, connection };
+    return { api, executed, open, shell, choices, sessions, connection };
   }
 
   it('offers what is open, and new ones', async () => {
@@ -77,12 +85,32 @@ describe('connectKernel', () => {
   });
 
   it('adopts the kernel and gives it to the open notebook', async () => {
-    const { api, notebook, executed } = await connect('here.ipynb (open)');
+    const { api, open, executed } = await connect('here.ipynb (open)');
     expect(api.adoptKernel).toHaveBeenCalledWith(id(1), 'k1');
-    expect(notebook.sessionContext.changeKernel).toHaveBeenCalledWith({
+    expect(open[0].sessionContext.changeKernel).toHaveBeenCalledWith({
       id: 'local-id'
     });
     expect(executed).toEqual([]);
+  });
+
+  it('tells notebooks of one title apart by their paths', async () => {
+    const open = [notebook('a.ipynb', 'x/a.ipynb'), notebook('a.ipynb', 'y/a.ipynb')];
+    const { choices, shell } = await connect('a.ipynb (open: y/a.ipynb)', open);
+    expect(choices.slice(0, 2)).toEqual([
+      'a.ipynb (open: x/a.ipynb)',
+      'a.ipynb (open: y/a.ipynb)'
+    ]);
+    expect(open[0].sessionContext.changeKernel).not.toHaveBeenCalled();
+    expect(open[1].sessionContext.changeKernel).toHaveBeenCalledTimes(1);
+    expect(shell.activateById).toHaveBeenCalledWith(open[1].id);
+  });
+
+  it('offers a notebook once, however many views of it are open', async () => {
+    const one = notebook('a.ipynb', 'a.ipynb');
+    const view = Object.assign(new Widget(), { sessionContext: one.sessionContext });
+    view.title.label = 'a.ipynb';
+    const { choices } = await connect('A new console', [one, view]);
+    expect(choices).toEqual(['a.ipynb (open)', 'A new notebook', 'A new console']);
   });
 
   it('gives it to a new notebook, whose session is there before it is opened', async () => {
@@ -158,6 +186,26 @@ describe('taskDialog', () => {
   it('takes an address of ClearML, also of a Task that is not found', async () => {
     const done = taskDialog(fakeAPI({ tasks: jest.fn().mockResolvedValue([]) }), trans);
     await type(`https://app.clear.ml/projects/*/experiments/${id(9)}/execution`);
+    (await buttonIs('Continue', false)).click();
+    await expect(done).resolves.toBe(id(9));
+  });
+
+  it('takes what was typed last, not what was chosen before it', async () => {
+    const tasks = jest
+      .fn()
+      .mockResolvedValueOnce([task(1, 'train'), task(2, 'plot')])
+      .mockReturnValue(new Promise(() => undefined)); // still searching
+    const done = taskDialog(fakeAPI({ tasks }), trans);
+    const radio = () =>
+      document.querySelector<HTMLInputElement>('.jp-Dialog input[type=radio]');
+    (await until(radio)).click();
+    await buttonIs('Continue', false);
+    await type('another');
+    await buttonIs('Continue', true);
+    expect(radio()?.checked).toBe(false);
+    radio()?.click();
+    await type(id(9));
+    radio()?.click(); // what the list shows is older than the id
     (await buttonIs('Continue', false)).click();
     await expect(done).resolves.toBe(id(9));
   });

@@ -35,9 +35,23 @@ function field(label: string): HTMLInputElement {
   return screen.getByLabelText<HTMLInputElement>(label);
 }
 
+function button(name: string | RegExp): HTMLButtonElement {
+  return screen.getByRole<HTMLButtonElement>('button', { name });
+}
+
 async function click(name: string | RegExp): Promise<void> {
-  fireEvent.click(screen.getByRole('button', { name }));
+  fireEvent.click(button(name));
   await act(settle);
+}
+
+function pressEnter(target: Element): Event {
+  const event = new KeyboardEvent('keydown', {
+    key: 'Enter',
+    bubbles: true,
+    cancelable: true
+  });
+  target.dispatchEvent(event);
+  return event;
 }
 
 describe('parsePort', () => {
@@ -265,7 +279,7 @@ describe('an upload', () => {
     progress: { step: 1, steps: 5, text: 'Uploading', last_line: '', fraction: 0.4 }
   });
 
-  it('is shown in the launch dialog, which ends it when it is cancelled', async () => {
+  async function launching() {
     const api = fakeAPI({
       launch: jest.fn(() => new Promise(() => undefined)),
       shutdown: jest.fn().mockResolvedValue(uploading)
@@ -276,25 +290,41 @@ describe('an upload', () => {
     await act(settle);
     await click('Launch');
     act(() => model.put(uploading));
-    const bar = screen.getByRole('progressbar', { name: 'Uploading' });
-    expect(bar.getAttribute('aria-valuenow')).toBe('40');
+    return { api, done };
+  }
+
+  async function cancelled({ api, done }: Awaited<ReturnType<typeof launching>>) {
     await click('Cancel');
     await expect(done).resolves.toBeNull();
     expect(api.shutdown).toHaveBeenCalledWith(uploading.id);
+  }
+
+  it('is shown in the launch dialog, which ends it when it is cancelled', async () => {
+    const launch = await launching();
+    const bar = screen.getByRole('progressbar', { name: 'Uploading' });
+    expect(bar.getAttribute('aria-valuenow')).toBe('40');
+    await cancelled(launch);
+  });
+
+  it('is not lost sight of, nor is more launched, when Enter is pressed again', async () => {
+    const launch = await launching();
+    pressEnter(document.querySelector('.jp-Dialog') as Element);
+    await act(settle);
+    expect(launch.api.launch).toHaveBeenCalledTimes(1);
+    expect(screen.getByRole('progressbar', { name: 'Uploading' })).toBeTruthy();
+    await cancelled(launch);
+  });
+
+  it('is not the time to save presets', async () => {
+    const launch = await launching();
+    expect(button('Save as Preset…').disabled).toBe(true);
+    expect(field('Begin with').disabled).toBe(true);
+    await cancelled(launch);
+    expect(launch.api.savePreset).not.toHaveBeenCalled();
   });
 });
 
 describe('BodyDialog', () => {
-  function press(target: Element): Event {
-    const event = new KeyboardEvent('keydown', {
-      key: 'Enter',
-      bubbles: true,
-      cancelable: true
-    });
-    target.dispatchEvent(event);
-    return event;
-  }
-
   it('leaves Enter to the buttons of its body, and takes it everywhere else', async () => {
     const body = ReactWidget.create(
       <>
@@ -311,12 +341,12 @@ describe('BodyDialog', () => {
     await act(settle);
     const own = screen.getByRole('button', { name: 'own' });
     own.focus();
-    expect(press(own).defaultPrevented).toBe(false);
+    expect(pressEnter(own).defaultPrevented).toBe(false);
     await act(settle);
     expect(closed).toBe(false);
     const input = dialog.node.querySelector('input');
     input?.focus();
-    press(input as Element);
+    pressEnter(input as Element);
     await act(settle);
     expect(closed).toBe(true);
   });
@@ -361,12 +391,14 @@ describe('BodyDialog', () => {
 
   it('is not accepted before its body is ready, but can be cancelled', async () => {
     const dialog = new BodyDialog({
-      body: ReactWidget.create(<p />),
+      body: ReactWidget.create(<input />),
       buttons: [Dialog.cancelButton(), Dialog.okButton({ label: 'Ok' })]
     });
     const done = dialog.launch();
     await act(settle);
     dialog.acceptable = false;
+    fireEvent.input(screen.getByRole('textbox'), { target: { value: 'typed' } });
+    expect(button('Ok').disabled).toBe(true);
     dialog.resolve();
     expect(dialog.isDisposed).toBe(false);
     dialog.resolve(0);

@@ -1,3 +1,4 @@
+import { nullTranslator } from '@jupyterlab/translation';
 import { PromiseDelegate } from '@lumino/coreutils';
 
 import { AGAIN, DEFAULTS, LAST_USED, LaunchDraft } from '../launchDraft';
@@ -6,14 +7,19 @@ import { validate } from '../launchValues';
 import { RepositoryOffer } from '../repository';
 import { SessionError } from '../request';
 import type { IRepository, ISession } from '../tokens';
-import { SCHEMA, fakeAPI, id, session, settle } from './parts';
+import { SCHEMA, fakeAPI, id, session, settle, trans } from './parts';
 
 async function loaded(calls: Parameters<typeof fakeAPI>[0] = {}) {
   const api = fakeAPI(calls);
-  const draft = new LaunchDraft(api);
+  const draft = new LaunchDraft(api, trans);
   await draft.load();
   return { api, draft };
 }
+
+afterEach(() => {
+  jest.useRealTimers();
+  jest.restoreAllMocks();
+});
 
 describe('LaunchDraft', () => {
   it('begins with the defaults of the schema and sends none of them', async () => {
@@ -106,11 +112,16 @@ describe('LaunchDraft', () => {
     expect(draft.values.queue).toBe('gpu');
   });
 
-  it('can be cancelled while launching, and leaves no session behind', async () => {
+  /** Cancel a launch; then the server has made the session after all, and ends it. */
+  async function cancelled(ended: ISession) {
+    jest.useFakeTimers();
     const made = new PromiseDelegate<ISession>();
+    const stopping = session(1, 'stopping', { status: 'queued' });
     const { draft, api } = await loaded({
       launch: jest.fn().mockReturnValue(made.promise),
-      shutdown: jest.fn().mockResolvedValue(session(1, 'stopping'))
+      shutdown: jest.fn().mockResolvedValue(stopping),
+      session: jest.fn().mockResolvedValueOnce(stopping).mockResolvedValue(ended),
+      purge: jest.fn().mockResolvedValue(ended)
     });
     const launch = draft.launch();
     expect(draft.busy).toBe('launching');
@@ -120,8 +131,36 @@ describe('LaunchDraft', () => {
     expect(draft.busy).toBeNull();
     expect(api.shutdown).not.toHaveBeenCalled();
     made.resolve(session(1, 'queued'));
-    await settle();
+    await jest.advanceTimersByTimeAsync(0);
     expect(api.shutdown).toHaveBeenCalledWith(id(1));
+    expect(api.purge).not.toHaveBeenCalled();
+    await jest.advanceTimersByTimeAsync(10_000);
+    return { api };
+  }
+
+  it('can be cancelled while launching, and leaves no Task behind', async () => {
+    const { api } = await cancelled(session(1, 'ended', { status: 'stopped' }));
+    expect(api.session).toHaveBeenCalledTimes(2);
+    expect(api.purge.mock.calls).toEqual([[id(1)]]);
+  });
+
+  it('does not delete the Task of a cancelled launch that has run', async () => {
+    const started = '2026-11-22T10:00:01Z';
+    const ended = session(1, 'ended', { status: 'stopped', started });
+    const { api } = await cancelled(ended);
+    expect(api.purge).not.toHaveBeenCalled();
+  });
+
+  it('does not save a preset in the middle of a launch', async () => {
+    const { draft, api } = await loaded({
+      launch: jest.fn(() => new Promise(() => undefined)),
+      savePreset: jest.fn().mockResolvedValue({ presets: {}, last: null })
+    });
+    void draft.launch();
+    await expect(draft.savePreset('mine')).resolves.toBe(false);
+    expect(api.savePreset).not.toHaveBeenCalled();
+    expect(draft.busy).toBe('launching');
+    expect(draft.launchable).toBe(false);
   });
 
   it('can be launched at once when the dialog is opened again', async () => {
@@ -132,6 +171,19 @@ describe('LaunchDraft', () => {
     void draft.load({ spec: { queue: 'gpu' } });
     expect((await draft.launch())?.id).toBe(id(1));
     expect(api.launch).toHaveBeenCalledWith({ queue: 'gpu' });
+  });
+
+  it('begins with what the dialog was last opened with, where it is still loading', async () => {
+    const schema = new PromiseDelegate<typeof SCHEMA>();
+    const draft = new LaunchDraft(
+      fakeAPI({ schema: jest.fn().mockReturnValue(schema.promise) }),
+      trans
+    );
+    const loading = draft.load({ spec: { queue: 'gpu' } });
+    await draft.load({ spec: { debugging_session: id(3) } });
+    schema.resolve(SCHEMA);
+    await loading;
+    expect(draft.spec()).toEqual({ debugging_session: id(3) });
   });
 
   it('keeps what was typed when the dialog is opened again', async () => {
@@ -172,11 +224,13 @@ describe('LaunchDraft', () => {
       .fn()
       .mockRejectedValueOnce(new SessionError({ code: 'x', message: 'away' }, 503))
       .mockResolvedValue(SCHEMA);
-    const { draft } = await loaded({ schema });
+    const draft = new LaunchDraft(fakeAPI({ schema }), trans);
+    await draft.load({ spec: { queue: 'gpu' } });
     expect(draft.failure?.message).toBe('away');
     await draft.load();
     expect(draft.schema).toBe(SCHEMA);
     expect(draft.failure).toBeNull();
+    expect(draft.spec()).toEqual({ queue: 'gpu' }); // what was asked for at first
   });
 });
 
@@ -385,11 +439,24 @@ describe('validate', () => {
     [{ debugging_session: 'xyz' }, 'debugging_session'],
     [{ idle_timeout_min: -1 }, 'idle_timeout_min']
   ])('%j', (values, field) => {
-    expect(Object.keys(validate(SCHEMA, values))).toEqual([field]);
+    expect(Object.keys(validate(SCHEMA, values, trans))).toEqual([field]);
   });
 
   it('accepts what is right or left out', () => {
-    expect(validate(SCHEMA, {})).toEqual({});
-    expect(validate(SCHEMA, { name: '', debugging_session: id(1) })).toEqual({});
+    expect(validate(SCHEMA, {}, trans)).toEqual({});
+    const values = { name: '', debugging_session: id(1) };
+    expect(validate(SCHEMA, values, trans)).toEqual({});
+  });
+
+  it('says what is wrong in the language of the user', () => {
+    const german = nullTranslator.load('');
+    jest.spyOn(german, '_n').mockImplementation((_, plural, n) => `${n}: ${plural}`);
+    jest.spyOn(german, '__').mockImplementation(text => `de: ${text}`);
+    const values = { name: 'ab', debugging_session: 'xyz', idle_timeout_min: -1 };
+    expect(validate(SCHEMA, values, german)).toEqual({
+      name: '3: At least %1 characters',
+      debugging_session: 'de: Not an id: 32 characters, 0 to 9 and a to f',
+      idle_timeout_min: 'de: At least %1'
+    });
   });
 });
