@@ -41,7 +41,9 @@ export function Load({ api, sessionId, trans }: ILoadProps): JSX.Element {
       auto: true,
       factory: look,
       frequency: { interval: INTERVAL, backoff: 2, max: 60_000 },
-      standby: () => document.hidden || row.current?.offsetParent === null
+      // The list, not the row in it: that is hidden as soon as the load is there.
+      standby: () =>
+        document.hidden || row.current?.parentElement?.offsetParent === null
     });
     return () => {
       aborter.abort();

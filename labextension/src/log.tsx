@@ -9,6 +9,10 @@ import { SessionError } from './request';
 import type { ILogLine, ISessionModel } from './tokens';
 
 const PAGE = 500;
+
+/** How many lines are read at once where a page does not reach back to the lines that are there. */
+const MOST = 5_000;
+
 const INTERVAL = 2_000;
 
 /** Content of the log tab. */
@@ -53,9 +57,7 @@ export class LogView extends ReactWidget {
     try {
       const session = this._model.get(this.sessionId);
       const over = session !== undefined && !isLive(session);
-      const lines = await this._model.api.log(this.sessionId, PAGE);
-      this._lines = merge(this._lines, lines);
-      this._canGoBack = this._canGoBack && lines.length > 0;
+      await this._readNewest();
       this._error = '';
       this._complete = over;
     } catch (reason) {
@@ -69,6 +71,21 @@ export class LogView extends ReactWidget {
     }
   }
 
+  private async _readNewest(): Promise<void> {
+    const { api } = this._model;
+    let lines = await api.log(this.sessionId, PAGE);
+    if (!meet(this._lines, lines)) {
+      lines = await api.log(this.sessionId, MOST);
+    }
+    if (meet(this._lines, lines)) {
+      this._lines = merge(this._lines, lines);
+    } else {
+      // Lines would be missing in between. So the older ones go, and "Earlier Lines" fetches all of them again.
+      this._lines = lines;
+      this._canGoBack = true;
+    }
+  }
+
   private async _earlier(): Promise<void> {
     const before = this._lines[0]?.time;
     if (!before) {
@@ -76,9 +93,11 @@ export class LogView extends ReactWidget {
     }
     try {
       const earlier = await this._model.api.log(this.sessionId, PAGE, before);
-      const known = this._lines.length;
+      if (this._lines[0].time !== before) {
+        return; // it does not go before what is there now
+      }
+      this._canGoBack = earlier.length > 0;
       this._lines = merge(earlier, this._lines);
-      this._canGoBack = this._lines.length > known;
     } catch (reason) {
       this._error = SessionError.from(reason).message;
     }
@@ -91,6 +110,12 @@ export class LogView extends ReactWidget {
   private _loading = true;
   private _canGoBack = true;
   private _complete = false;
+}
+
+/** Whether the newer run reaches back to the older one, so that no line is missing between them. */
+function meet(older: ILogLine[], newer: ILogLine[]): boolean {
+  const last = older.at(-1);
+  return !last || newer.length === 0 || newer[0].time <= last.time;
 }
 
 /**

@@ -3,7 +3,7 @@ import * as React from 'react';
 
 import { Load, rows } from '../load';
 import type { IMetrics } from '../tokens';
-import { fakeAPI, id, settle, trans } from './parts';
+import { fakeAPI, id, trans } from './parts';
 
 const GIGABYTE = 1024 ** 3;
 const LOAD: IMetrics = {
@@ -24,7 +24,10 @@ const LOAD: IMetrics = {
   idle_s: 300
 };
 
-afterEach(cleanup);
+afterEach(() => {
+  cleanup();
+  jest.useRealTimers();
+});
 
 describe('rows', () => {
   it('tell processor, memory, disk, graphics processors and idleness', () => {
@@ -51,34 +54,45 @@ describe('rows', () => {
 });
 
 describe('Load', () => {
-  const inSight = jest.spyOn(HTMLElement.prototype, 'offsetParent', 'get');
+  const offsetParent = jest.spyOn(HTMLElement.prototype, 'offsetParent', 'get');
+
+  /** As browsers do: what is hidden, or in something hidden, has none. */
+  function putInSight(inSight: boolean) {
+    offsetParent.mockImplementation(function (this: HTMLElement) {
+      return inSight && !this.closest('[hidden]') ? document.body : null;
+    });
+  }
 
   async function shown(metrics: jest.Mock) {
+    jest.useFakeTimers();
     render(
       <dl>
         <Load api={fakeAPI({ metrics })} sessionId={id(1)} trans={trans} />
       </dl>
     );
-    await act(settle);
+    await act(() => jest.advanceTimersByTimeAsync(100));
   }
 
-  it('is asked for while it is in sight', async () => {
-    inSight.mockReturnValue(document.body);
+  it('is asked for again and again while it is in sight', async () => {
+    putInSight(true);
     const metrics = jest.fn().mockResolvedValue(LOAD);
     await shown(metrics);
     expect(metrics.mock.calls[0][0]).toBe(id(1));
     expect(screen.getByRole('meter', { name: 'Memory' })).toBeTruthy();
+    metrics.mockResolvedValue({ ...LOAD, cpu_percent: 50 });
+    await act(() => jest.advanceTimersByTimeAsync(5_000));
+    expect(screen.getByText('50% of 8 cores')).toBeTruthy();
   });
 
   it('is not asked for out of sight', async () => {
-    inSight.mockReturnValue(null);
+    putInSight(false);
     const metrics = jest.fn().mockResolvedValue(LOAD);
     await shown(metrics);
     expect(metrics).not.toHaveBeenCalled();
   });
 
   it('says why it cannot be told', async () => {
-    inSight.mockReturnValue(document.body);
+    putInSight(true);
     await shown(jest.fn().mockRejectedValue(new Error('No connection')));
     expect(screen.getByText('No connection')).toBeTruthy();
   });
