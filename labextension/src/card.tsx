@@ -10,10 +10,11 @@ import { CommandIDs } from './commandIds';
 import { CopyButton } from './dialog';
 import { Load } from './load';
 import { fraction } from './progress';
+import { ProgressBar } from './progressBar';
 import type { SessionAPI } from './request';
-import type { IErrorBody, ISession, Phase } from './tokens';
+import type { IErrorBody, ISession, ITunnel, Phase } from './tokens';
 import { shortId } from './tokens';
-import { ago, phaseKind, phaseName } from './text';
+import { ago, hostKeyWords, phaseKind, phaseName } from './text';
 
 /** Commands behind the "more" button, in groups. */
 const MENU: ReadonlyArray<ReadonlyArray<string>> = [
@@ -44,6 +45,13 @@ interface ICardProps {
 export function Card(props: ICardProps): JSX.Element {
   const { session, trans } = props;
   const { phase, progress } = session;
+  // What went wrong before the card was drawn is no news: of a list of failed sessions, all would be read out.
+  const [isNews, setNews] = React.useState(!session.error);
+  React.useEffect(() => {
+    if (!session.error) {
+      setNews(true);
+    }
+  }, [session.error]);
   const coming = progress && (phase === 'created' || phaseKind(phase) === 'busy');
   return (
     <article
@@ -60,7 +68,7 @@ export function Card(props: ICardProps): JSX.Element {
       </header>
       <Meta session={session} trans={trans} />
       {coming && <Steps session={session} trans={trans} />}
-      {session.error && <ErrorBox error={session.error} trans={trans} />}
+      {session.error && <ErrorBox error={session.error} alert={isNews} trans={trans} />}
       <Actions {...props} />
       <Details {...props} />
     </article>
@@ -99,20 +107,13 @@ function Steps(props: { session: ISession; trans: TranslationBundle }): JSX.Elem
   const { session, trans } = props;
   const { progress } = session;
   const text = progress?.text || session.phase_text;
-  const percent = Math.round(100 * fraction(session));
   return (
     <div className="jp-ClearML-progress">
-      <div
-        role="progressbar"
-        aria-label={trans.__('Progress of %1', session.name)}
-        aria-valuemin={0}
-        aria-valuemax={100}
-        aria-valuenow={percent}
-        aria-valuetext={text}
-        className="jp-ClearML-bar"
-      >
-        <div style={{ width: `${percent}%` }} />
-      </div>
+      <ProgressBar
+        name={trans.__('Progress of %1', session.name)}
+        percent={Math.round(100 * fraction(session))}
+        text={text}
+      />
       <p className="jp-ClearML-step">
         {progress && (
           <span className="jp-ClearML-dim">
@@ -133,13 +134,19 @@ function Steps(props: { session: ISession; trans: TranslationBundle }): JSX.Elem
 /** A failure: what, what to do, and the last lines of the log where there are some. */
 export function ErrorBox(props: {
   error: IErrorBody;
+  /** Whether it is read out at once. */
+  alert?: boolean;
   trans: TranslationBundle;
   children?: React.ReactNode;
 }): JSX.Element {
-  const { error, trans } = props;
+  const { error, alert = true, trans } = props;
   const tail = error.detail?.log_tail ?? [];
   return (
-    <div className="jp-ClearML-error" role="alert" data-code={error.code}>
+    <div
+      className="jp-ClearML-error"
+      role={alert ? 'alert' : undefined}
+      data-code={error.code}
+    >
       <p className="jp-ClearML-error-message">{error.message}</p>
       {error.hint && <p className="jp-ClearML-error-hint">{error.hint}</p>}
       {tail.length > 0 && (
@@ -344,28 +351,11 @@ function tunnelText(session: ISession, trans: TranslationBundle): string {
 }
 
 function HostKey(props: {
-  trust: ISession['tunnel']['host_key'];
+  trust: ITunnel['host_key'];
   trans: TranslationBundle;
 }): JSX.Element {
   const { trust, trans } = props;
-  const [text, why] = {
-    pinned: [
-      trans.__('verified'),
-      trans.__('Made for this session alone, and checked on every connection.')
-    ],
-    vault: [
-      trans.__('from the vault'),
-      trans.__(
-        'The key that the ClearML vault names for its machines, checked on every connection.'
-      )
-    ],
-    unverified: [
-      trans.__('not verified'),
-      trans.__(
-        'This session uses the default keys of clearml-session, which everybody knows: they prove nothing about the machine. Sessions launched from here have keys of their own.'
-      )
-    ]
-  }[trust];
+  const [text, why] = hostKeyWords(trust, trans);
   return (
     <span
       className="jp-ClearML-chip"

@@ -145,7 +145,8 @@ export function addGlobalCommands(options: ICommandOptions): void {
       })
   });
 
+  // Each by its id: without one, every button in every toolbar of JupyterLab is drawn again.
   model.changed.connect(() => {
-    commands.notifyCommandChanged();
+    Object.values(CommandIDs).forEach(id => commands.notifyCommandChanged(id));
   });
 }

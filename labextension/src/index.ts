@@ -9,6 +9,7 @@ import { IStatusBar } from '@jupyterlab/statusbar';
 import type { ITerminal } from '@jupyterlab/terminal';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
+import { announcer } from './announcer';
 import { addCommands } from './commands';
 import { CommandIDs, GLOBAL_COMMANDS, SESSION_COMMANDS } from './commandIds';
 import { chosenFolder, shownFolder } from './folder';
@@ -127,6 +128,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     });
 
     shell.add(panel, 'left', { rank: 600, type: 'ClearML' });
+    document.body.append(announcer(sessions, trans));
     restorer?.add(panel, PANEL_ID);
     if (restorer) {
       views.restore(restorer);

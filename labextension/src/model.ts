@@ -7,11 +7,13 @@
  * covers what no event can tell: that there are no events.
  */
 import type { Event } from '@jupyterlab/services';
+import type { IPoll } from '@lumino/polling';
 import { Poll } from '@lumino/polling';
 import { PromiseDelegate } from '@lumino/coreutils';
 import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 
+import { isLive } from './actions';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
 import type {
@@ -29,10 +31,11 @@ import { EVENT_SCHEMA_ID, isOver } from './tokens';
  */
 const POLL_INTERVAL = 30_000;
 
-const CALM = { interval: POLL_INTERVAL, backoff: false, max: POLL_INTERVAL };
-
-/** While the Jupyter server does not answer: that it is back should be seen soon. */
-const TROUBLE = { interval: 3_000, backoff: 2, max: POLL_INTERVAL };
+/**
+ * Milliseconds to the look after the first failed one, doubled with each further one up to the interval: that the
+ * Jupyter server is back should be seen soon.
+ */
+const RETRY_INTERVAL = 3_000;
 
 /** Milliseconds for which events may arrive after a snapshot that holds them already. */
 const LATE_EVENTS = 3_000;
@@ -54,7 +57,7 @@ export class SessionModel implements ISessionModel {
     this._poll = new Poll({
       name: 'jupyterlab-clearml-session:sessions',
       factory: () => this._look(),
-      frequency: CALM,
+      frequency: pollFrequency(0),
       standby: 'when-hidden',
       auto: false
     });
@@ -201,7 +204,10 @@ export class SessionModel implements ISessionModel {
     return (this._looking = look());
   }
 
-  /** Ask for the status, and for the sessions where there are some. Throws, so that the poll backs off. */
+  /**
+   * Ask for the status, and for the sessions where there are some. Never throws: after a factory that does, Poll draws
+   * the wait at random, up to twice the last one.
+   */
   private async _lookOnce(): Promise<void> {
     try {
       this._status = await this.api.status();
@@ -215,16 +221,15 @@ export class SessionModel implements ISessionModel {
           ? new SessionError(this._status.error, 503)
           : null;
       }
-      this._poll.frequency = CALM;
+      this._failedLooks = 0;
     } catch (reason) {
-      this._poll.frequency = TROUBLE;
+      this._failedLooks += 1;
       this._error = SessionError.from(reason);
-      throw reason;
-    } finally {
-      this._ready.resolve();
-      if (!this._isDisposed) {
-        this._changed.emit();
-      }
+    }
+    this._poll.frequency = pollFrequency(this._failedLooks);
+    this._ready.resolve();
+    if (!this._isDisposed) {
+      this._changed.emit();
     }
   }
 
@@ -352,8 +357,9 @@ export class SessionModel implements ISessionModel {
     if (!isOver(session.phase)) {
       return true;
     }
-    const live = ['created', 'queued', 'in_progress'].includes(session.status);
-    return session.phase === 'failed' && (live || this._attention.has(session.id));
+    return (
+      session.phase === 'failed' && (isLive(session) || this._attention.has(session.id))
+    );
   }
 
   private _list(wanted: (session: ISession) => boolean): ReadonlyArray<ISession> {
@@ -385,12 +391,21 @@ export class SessionModel implements ISessionModel {
   private _meanwhile: ISessionEvent[] | null = null;
   private _snapshotAt = 0;
   private _looking: Promise<void> | null = null;
+  private _failedLooks = 0;
   private _lookAgain = false;
   private _allUsers = false;
   private _showEnded = false;
   private _endedKnown = false;
   private _catchingUp = false;
   private _isDisposed = false;
+}
+
+function pollFrequency(failedLooks: number): IPoll.Frequency {
+  const interval =
+    failedLooks === 0
+      ? POLL_INTERVAL
+      : Math.min(POLL_INTERVAL, RETRY_INTERVAL * 2 ** (failedLooks - 1));
+  return { interval, backoff: false, max: POLL_INTERVAL };
 }
 
 export namespace SessionModel {

@@ -18,8 +18,8 @@ import { Doors } from './doors';
 import { useFocusNearby } from './focus';
 import { sessionIcon } from './icons';
 import { NOT_LOGGED_IN } from './request';
-import { matches, phaseName } from './text';
-import type { IPhaseChange, ISession, ISessionModel } from './tokens';
+import { matches } from './text';
+import type { ISession, ISessionModel } from './tokens';
 
 /** Id of the panel in the shell. */
 export const PANEL_ID = 'jp-clearml-session-panel';
@@ -82,7 +82,6 @@ export function Panel(props: IPanelProps): JSX.Element {
       ) : (
         <Sessions {...props} />
       )}
-      <Announcer model={model} trans={trans} />
     </>
   );
 }
@@ -330,30 +329,5 @@ function Group(props: IGroupProps): JSX.Element {
           <div className="jp-ClearML-empty">{props.empty}</div>
         ))}
     </section>
-  );
-}
-
-/** Tells screen readers what changes. */
-function Announcer(props: {
-  model: ISessionModel;
-  trans: TranslationBundle;
-}): JSX.Element {
-  const { model, trans } = props;
-  const [text, setText] = React.useState('');
-  React.useEffect(() => {
-    const tell = (_: ISessionModel, { session, before }: IPhaseChange) => {
-      if (before !== null) {
-        setText(`${session.name}: ${phaseName(session.phase, trans)}`);
-      }
-    };
-    model.phaseChanged.connect(tell);
-    return () => {
-      model.phaseChanged.disconnect(tell);
-    };
-  }, [model, trans]);
-  return (
-    <div className="jp-ClearML-hidden" role="status" aria-live="polite">
-      {text}
-    </div>
   );
 }

@@ -44,18 +44,22 @@ export class Progress implements IDisposable {
         }
       ]
     });
-    this._followed.set(id, notification);
+    this._followed.set(id, { notification, way: new Way() });
     this._onChanged();
   }
 
-  /** Resolves when the session is ready; rejects with a SessionError when it will not be. */
+  /** Resolves when the session is ready; rejects with a SessionError when it will not be, or was given up meanwhile. */
   untilReady(id: string): Promise<ISession> {
     const waiter = new PromiseDelegate<ISession>();
+    const way = new Way();
     const look = () => {
       const session = this._model.get(id);
-      if (session?.phase === 'ready') {
+      const end = way.see(session);
+      if (session && end === 'ready') {
         waiter.resolve(session);
-      } else if (!session || session.phase === 'failed' || session.phase === 'ended') {
+      } else if (end === 'cancelled') {
+        waiter.reject(SessionError.cancelled());
+      } else if (end) {
         waiter.reject(
           new SessionError(
             session?.error ?? {
@@ -65,10 +69,8 @@ export class Progress implements IDisposable {
             424
           )
         );
-      } else {
-        return false;
       }
-      return true;
+      return end !== null;
     };
     if (!look()) {
       const onChanged = () => {
@@ -81,63 +83,48 @@ export class Progress implements IDisposable {
     return waiter.promise;
   }
 
+  /** Tell that a session is ready, with a button that opens something of it. */
+  tellReady(session: ISession, label: string, open: () => void): void {
+    Notification.success(this._trans.__('%1 is ready', session.name), {
+      autoClose: 15_000,
+      actions: [{ label, displayType: 'accent', callback: open }]
+    });
+  }
+
   dispose(): void {
     if (this._isDisposed) {
       return;
     }
     this._isDisposed = true;
     this._model.changed.disconnect(this._onChanged, this);
-    this._followed.forEach(notification => Notification.dismiss(notification));
+    this._followed.forEach(({ notification }) => Notification.dismiss(notification));
     this._followed.clear();
   }
 
   private _onChanged(): void {
-    for (const [id, notification] of this._followed) {
+    for (const [id, { notification, way }] of this._followed) {
       const session = this._model.get(id);
-      if (!session) {
-        this._end(id, notification);
+      const end = way.see(session);
+      if (session && end === null) {
+        Notification.update({
+          id: notification,
+          message: this._text(session),
+          progress: fraction(session)
+        });
         continue;
       }
-      switch (session.phase) {
-        case 'ready':
-          this._end(id, notification);
-          this._ready(session);
-          break;
-        case 'failed':
-          this._end(id, notification);
-          this._failed(session);
-          break;
-        case 'ended':
-        case 'stopping':
-          this._end(id, notification);
-          break;
-        default:
-          Notification.update({
-            id: notification,
-            message: this._text(session),
-            progress: fraction(session)
-          });
+      this._followed.delete(id);
+      Notification.dismiss(notification);
+      if (session && end === 'ready') {
+        this.tellReady(
+          session,
+          this._trans.__('Open JupyterLab'),
+          () => void this._commands.execute(CommandIDs.openJupyter, { id })
+        );
+      } else if (session && end === 'failed') {
+        this._failed(session);
       }
     }
-  }
-
-  private _end(id: string, notification: string): void {
-    this._followed.delete(id);
-    Notification.dismiss(notification);
-  }
-
-  private _ready(session: ISession): void {
-    const { id } = session;
-    Notification.success(this._trans.__('%1 is ready', session.name), {
-      autoClose: 15_000,
-      actions: [
-        {
-          label: this._trans.__('Open JupyterLab'),
-          displayType: 'accent',
-          callback: () => void this._commands.execute(CommandIDs.openJupyter, { id })
-        }
-      ]
-    });
   }
 
   private _failed(session: ISession): void {
@@ -163,8 +150,33 @@ export class Progress implements IDisposable {
   }
 
   /** Notifications by the id of the session. */
-  private readonly _followed = new Map<string, string>();
+  private readonly _followed = new Map<string, { notification: string; way: Way }>();
   private _isDisposed = false;
+}
+
+/** The way of one session to `ready`. */
+class Way {
+  /** Take the session as it is now. Returns how the way has ended; null while it goes on. */
+  see(session: ISession | undefined): 'ready' | 'failed' | 'over' | 'cancelled' | null {
+    switch (session?.phase) {
+      case 'ready':
+      case 'failed':
+        return session.phase;
+      case 'ended':
+      case undefined:
+        return 'over';
+      case 'stopping':
+        return 'cancelled';
+      case 'services_up':
+        // On the way only detaching leads there; before it, that is where the session stood.
+        return this._begun ? 'cancelled' : null;
+      default:
+        this._begun = true;
+        return null;
+    }
+  }
+
+  private _begun = false;
 }
 
 /** How far a session has come, 0 to 1. */

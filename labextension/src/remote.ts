@@ -2,9 +2,10 @@
  * The remote Jupyter server as JupyterLab services: a drive for its files, a manager for its terminals. All of
  * it goes through the proxy under our own base URL, so no address and no token of the remote side is known here.
  */
+import { URLExt } from '@jupyterlab/coreutils';
 import type { FileBrowser, IFileBrowserFactory } from '@jupyterlab/filebrowser';
 import { Uploader } from '@jupyterlab/filebrowser';
-import type { Contents } from '@jupyterlab/services';
+import type { Contents, Terminal as TerminalService } from '@jupyterlab/services';
 import { Drive, ServerConnection, TerminalManager } from '@jupyterlab/services';
 import type { ITerminal, Terminal } from '@jupyterlab/terminal';
 import type { ITranslator, TranslationBundle } from '@jupyterlab/translation';
@@ -28,13 +29,7 @@ export class RemoteServices {
       import('@jupyterlab/terminal'),
       this._options.terminalOptions()
     ]);
-    const manager = this._terminals(session);
-    await manager.ready;
-    const known =
-      name !== undefined && [...manager.running()].some(t => t.name === name);
-    const connection = known
-      ? manager.connectTo({ model: { name: name } })
-      : await manager.startNew();
+    const connection = await this._connection(session, name);
     const terminal = new TerminalWidget(connection, options, translator);
 
     const onPhase = (_: ISessionModel, change: IPhaseChange) => {
@@ -48,7 +43,6 @@ export class RemoteServices {
       model.phaseChanged.disconnect(onPhase);
       this._leave(session.id);
     });
-    this._users.set(session.id, (this._users.get(session.id) ?? 0) + 1);
     return terminal;
   }
 
@@ -108,6 +102,25 @@ export class RemoteServices {
     this._managers.delete(session.id);
   }
 
+  /** Connect to a terminal there; whoever gets one is a user of the session's manager, until `_leave`. */
+  private async _connection(
+    session: ISession,
+    name?: string
+  ): Promise<TerminalService.ITerminalConnection> {
+    this._users.set(session.id, (this._users.get(session.id) ?? 0) + 1);
+    try {
+      const manager = this._terminals(session);
+      await manager.ready;
+      const known = [...manager.running()].some(terminal => terminal.name === name);
+      return name !== undefined && known
+        ? manager.connectTo({ model: { name } })
+        : await manager.startNew();
+    } catch (reason) {
+      this._leave(session.id);
+      throw reason;
+    }
+  }
+
   private _drive(session: ISession): string {
     const name = `clearml-${shortId(session.id)}`;
     if (!this._drives.has(name)) {
@@ -121,13 +134,17 @@ export class RemoteServices {
   private _terminals(session: ISession): TerminalManager {
     let manager = this._managers.get(session.id);
     if (!manager) {
-      manager = new TerminalManager({ serverSettings: this._settings(session) });
+      const serverSettings = this._settings(session);
+      manager = new TerminalManager({
+        serverSettings,
+        terminalAPIClient: new TerminalClient(serverSettings)
+      });
       this._managers.set(session.id, manager);
     }
     return manager;
   }
 
-  /** The last terminal of a session ends the polling for its terminals. */
+  /** The last user of a session's terminals ends the polling for its terminals. */
   private _leave(id: string): void {
     const left = (this._users.get(id) ?? 1) - 1;
     this._users.set(id, left);
@@ -148,8 +165,49 @@ export class RemoteServices {
   /** Names of drives; JupyterLab cannot take one away again. */
   private readonly _drives = new Set<string>();
   private readonly _managers = new Map<string, TerminalManager>();
-  /** Open terminals by the id of their session. */
+  /** How many terminals are open, or about to be, by the id of their session. */
   private readonly _users = new Map<string, number>();
+}
+
+/**
+ * Asks a remote server for its terminals. JupyterLab's own client goes by the page option of the local server: where
+ * that one has no terminals, it refuses those of every other. (JupyterLab before 4.4 takes no other client.)
+ */
+class TerminalClient implements TerminalService.ITerminalAPIClient {
+  constructor(readonly serverSettings: ServerConnection.ISettings) {}
+
+  readonly isAvailable = true;
+
+  async startNew(
+    options: TerminalService.ITerminal.IOptions = {}
+  ): Promise<TerminalService.IModel> {
+    const { name, cwd } = options;
+    const response = await this._call('', {
+      method: 'POST',
+      body: JSON.stringify({ name, cwd })
+    });
+    return (await response.json()) as TerminalService.IModel;
+  }
+
+  async listRunning(): Promise<TerminalService.IModel[]> {
+    const response = await this._call('', {});
+    return (await response.json()) as TerminalService.IModel[];
+  }
+
+  async shutdown(name: string): Promise<void> {
+    await this._call(encodeURIComponent(name), { method: 'DELETE' });
+  }
+
+  private async _call(name: string, init: RequestInit): Promise<Response> {
+    const { serverSettings } = this;
+    const url = URLExt.join(serverSettings.baseUrl, 'api/terminals', name);
+    const response = await ServerConnection.makeRequest(url, init, serverSettings);
+    const isGone = init.method === 'DELETE' && response.status === 404;
+    if (!response.ok && !isGone) {
+      throw await ServerConnection.ResponseError.create(response);
+    }
+    return response;
+  }
 }
 
 export namespace RemoteServices {

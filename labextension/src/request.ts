@@ -24,10 +24,14 @@ import type {
 
 const API = 'clearml-session/api';
 
-/** Milliseconds after which a call is given up; the server's own deadlines are shorter. */
+/**
+ * Milliseconds after which a call is given up. The server's own deadlines are shorter, but for its first login at
+ * ClearML: that may have to import the SDK from a slow disk, for which it takes two minutes. It goes on there without
+ * us, and whoever asks again waits for the same one.
+ */
 const DEADLINE = 60_000;
 
-/** Starting the embedded default may have to start an agent first. */
+/** The embedded default has to start its servers and an agent first; a launch is several calls of ClearML in a row. */
 const LONG_DEADLINE = 180_000;
 
 /** An upload may take this long before the server gives it up, and then says why. */
@@ -68,9 +72,9 @@ export class SessionError extends Error {
     return this.body.detail?.field;
   }
 
-  /** The last lines of the session's log, where they say why. */
-  get logTail(): ReadonlyArray<string> {
-    return this.body.detail?.log_tail ?? [];
+  /** What the user has given up: no failure, and nobody is told of it. */
+  static cancelled(): SessionError {
+    return new SessionError({ code: 'cancelled', message: 'Cancelled' }, 0);
   }
 
   /** Any thrown value as a SessionError. */
@@ -128,7 +132,7 @@ export async function requestAPI<T>(
     );
     return await answer<T>(response);
   } catch (reason) {
-    throw failure(reason, aborter.signal.aborted, request.signal?.aborted ?? false);
+    throw failure(reason, aborter.signal.aborted, request);
   } finally {
     clearTimeout(timer);
     request.signal?.removeEventListener('abort', abort);
@@ -181,19 +185,24 @@ function errorBody(data: unknown, response: Response): IErrorBody {
   };
 }
 
-function failure(reason: unknown, aborted: boolean, byCaller: boolean): SessionError {
+function failure(reason: unknown, aborted: boolean, request: IRequest): SessionError {
   if (reason instanceof SessionError) {
     return reason;
   }
-  if (byCaller) {
-    return new SessionError({ code: 'cancelled', message: 'Cancelled' }, 0);
+  if (request.signal?.aborted) {
+    return SessionError.cancelled();
   }
+  // A question is repeated; an order never is, and what became of it is not known.
+  const next =
+    (request.method ?? 'GET') === 'GET'
+      ? 'It is asked again by itself.'
+      : 'What you asked for may have been done all the same: look before you try again.';
   if (aborted) {
     return new SessionError(
       {
         code: 'deadline',
         message: 'The Jupyter server did not answer in time',
-        hint: 'It is asked again by itself.'
+        hint: next
       },
       0
     );
@@ -203,7 +212,7 @@ function failure(reason: unknown, aborted: boolean, byCaller: boolean): SessionE
       {
         code: 'jupyter_unreachable',
         message: 'The Jupyter server cannot be reached',
-        hint: 'Is it still running? It is asked again by itself.'
+        hint: `Is it still running? ${next}`
       },
       0
     );
@@ -369,7 +378,7 @@ export class SessionAPI {
   storeWorkspace(id: string): Promise<void> {
     return this._call(sessionPath(id, 'workspace'), {
       method: 'POST',
-      deadline: LONG_DEADLINE
+      deadline: UPLOAD_DEADLINE
     });
   }
 

@@ -30,6 +30,7 @@ import { forwardsDialog, portDialog } from './portDialogs';
 import { SessionError } from './request';
 import { sshDialog } from './sshDialog';
 import type { ISession } from './tokens';
+import type { PageKind } from './views';
 
 /** A command on one session. */
 interface ISessionCommand {
@@ -95,6 +96,18 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
     }
   };
 
+  /** A browser blocks new tabs that come long after the click: where it had to be waited for, they take another. */
+  const openInBrowser = (kind: PageKind) => (session: ISession) =>
+    open(ready => {
+      const show = () => views.openInBrowser(ready, kind);
+      if (ready === session) {
+        show();
+      } else {
+        const onClick = () => void tell(async () => show());
+        progress.tellReady(ready, trans.__('Open'), onClick);
+      }
+    })(session);
+
   return {
     [CommandIDs.openJupyter]: {
       label: trans.__('Open JupyterLab'),
@@ -110,7 +123,7 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
       ),
       icon: launchIcon,
       action: 'jupyter',
-      run: open(session => views.openInBrowser(session, 'jupyter'))
+      run: openInBrowser('jupyter')
     },
     [CommandIDs.openVscode]: {
       label: trans.__('VS Code'),
@@ -124,7 +137,7 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
       caption: trans.__('Open the VS Code of the session in a browser tab of its own'),
       icon: editorIcon,
       action: 'vscode',
-      run: open(session => views.openInBrowser(session, 'vscode'))
+      run: openInBrowser('vscode')
     },
     [CommandIDs.openTerminal]: {
       label: trans.__('Terminal'),
@@ -219,21 +232,19 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
       caption: trans.__('Keep a snapshot of the workspace folder for the next session'),
       icon: saveIcon,
       action: 'store',
-      run: session =>
-        Promise.resolve(
-          Notification.promise(
-            api.storeWorkspace(session.id).then(() => null),
-            {
-              pending: {
-                message: trans.__('Storing the workspace of %1', session.name)
-              },
-              success: {
-                message: () => trans.__('Workspace of %1 stored', session.name)
-              },
-              error: { message: reason => SessionError.from(reason).message }
-            }
-          )
-        )
+      run: async session => {
+        const stored = api.storeWorkspace(session.id).then(() => null);
+        Notification.promise(stored, {
+          pending: {
+            message: trans.__('Storing the workspace of %1', session.name)
+          },
+          success: {
+            message: () => trans.__('Workspace of %1 stored', session.name)
+          },
+          error: { message: reason => SessionError.from(reason).text }
+        });
+        await stored.catch(() => null); // the notification tells it
+      }
     },
     [CommandIDs.shutdown]: {
       label: trans.__('Shut Down'),

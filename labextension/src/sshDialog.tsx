@@ -6,6 +6,7 @@ import * as React from 'react';
 import { BodyDialog, Copyable, CopyButton, DialogBox, Loaded } from './dialog';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
+import { hostKeyWords } from './text';
 import type { IForward, ISession } from './tokens';
 
 /** Open a local port that leads to the session's SSH server, and show the command for it. */
@@ -64,9 +65,12 @@ export function Ssh({ api, session, forward, trans }: ISshProps): JSX.Element {
       </details>
       <p className="jp-ClearML-dim">
         {trans.__(
-          'Both go through port %1 of this machine, which is open until you close it under “Forwarded Ports…” or detach. The host key of the session is checked.',
+          'Both go through port %1 of this machine, which is open until you close it under “Forwarded Ports…” or detach.',
           forward.local_port
         )}
+      </p>
+      <p className="jp-ClearML-dim">
+        {trans.__('Host key: %1. %2', ...hostKeyWords(session.tunnel.host_key, trans))}
       </p>
     </DialogBox>
   );

@@ -1,7 +1,7 @@
 /** Words for phases, times and machines. Pure. */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IQueue, ISession, Phase } from './tokens';
+import type { IQueue, ISession, ITunnel, Phase } from './tokens';
 import { IMPORTED_PRESET } from './tokens';
 
 /** The short name of a phase, for the chip. */
@@ -43,6 +43,34 @@ export function phaseKind(phase: Phase): 'busy' | 'good' | 'bad' | 'quiet' {
       return 'quiet';
     default:
       return 'busy';
+  }
+}
+
+/** How far the machine of a session is trusted, and why. */
+export function hostKeyWords(
+  trust: ITunnel['host_key'],
+  trans: TranslationBundle
+): [string, string] {
+  switch (trust) {
+    case 'pinned':
+      return [
+        trans.__('verified'),
+        trans.__('Made for this session alone, and checked on every connection.')
+      ];
+    case 'vault':
+      return [
+        trans.__('from the vault'),
+        trans.__(
+          'The key that the ClearML vault names for its machines, checked on every connection.'
+        )
+      ];
+    case 'unverified':
+      return [
+        trans.__('not verified'),
+        trans.__(
+          'This session uses the default keys of clearml-session, which everybody knows: they prove nothing about the machine. Sessions launched from here have keys of their own.'
+        )
+      ];
   }
 }
 

@@ -3,6 +3,7 @@ import { UseSignal } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
+import { ProgressBar } from './progressBar';
 import type { ISession, ISessionModel } from './tokens';
 
 /**
@@ -43,21 +44,11 @@ export function UploadBar(props: {
           return <></>;
         }
         const percent = Math.round(100 * (progress.fraction ?? 0));
+        const text = trans.__('%1: %2%', progress.text, percent);
         return (
           <div className="jp-ClearML-progress">
-            <div
-              role="progressbar"
-              aria-label={progress.text}
-              aria-valuemin={0}
-              aria-valuemax={100}
-              aria-valuenow={percent}
-              className="jp-ClearML-bar"
-            >
-              <div style={{ width: `${percent}%` }} />
-            </div>
-            <p className="jp-ClearML-step">
-              {trans.__('%1: %2%', progress.text, percent)}
-            </p>
+            <ProgressBar name={progress.text} percent={percent} text={text} />
+            <p className="jp-ClearML-step">{text}</p>
           </div>
         );
       }}

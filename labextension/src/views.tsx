@@ -214,8 +214,10 @@ export class Views {
         icon: refreshIcon,
         tooltip: trans.__('Reload the page'),
         onClick: () => {
-          if (frame?.contentWindow) {
-            frame.contentWindow.location.reload();
+          try {
+            frame?.contentWindow?.location.reload();
+          } catch {
+            content.url = url; // it has left our origin: nothing can be asked of it there
           }
         }
       })
@@ -226,7 +228,7 @@ export class Views {
         icon: launchIcon,
         tooltip: trans.__('Open in a new browser tab'),
         onClick: () => {
-          window.open(frame?.contentWindow?.location.href ?? url, '_blank', 'noopener');
+          window.open(addressIn(frame) ?? url, '_blank', 'noopener');
         }
       })
     );
@@ -347,6 +349,15 @@ export class Views {
   private readonly _tracker: WidgetTracker<MainAreaWidget<Widget>>;
   private readonly _states = new Map<Widget, IViewState>();
   private _count = 0;
+}
+
+/** Where a frame is; undefined where it has left our origin, of which a browser tells nothing. */
+function addressIn(frame: HTMLIFrameElement | null): string | undefined {
+  try {
+    return frame?.contentWindow?.location.href;
+  } catch {
+    return undefined;
+  }
 }
 
 export namespace Views {

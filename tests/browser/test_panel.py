@@ -79,7 +79,8 @@ def test_a_session_comes_up_before_the_eyes(tidy_lab: LabPage, stage: Stage) -> 
     expect(card).to_contain_text("Successfully installed jupyterlab")
     stage.put(1, Phase.READY)
     expect(card.get_by_role("button", name="Open JupyterLab")).to_be_visible()
-    expect(tidy_lab.panel.locator("[aria-live]")).to_have_text("Interactive Session: Ready")
+    said = tidy_lab.page.locator(".jp-ClearML-hidden[aria-live]")
+    expect(said).to_have_text("Interactive Session: Ready")
     expect(tidy_lab.page.locator(".jp-ClearML-status")).to_have_text("ClearML: 1 ready")
 
 
@@ -124,7 +125,7 @@ def test_somebody_in_the_middle_is_told_and_offers_no_page(tidy_lab: LabPage, st
     session = scenery.host_key_mismatch(1)
     stage.show(session)
     card = tidy_lab.card(session["id"])
-    expect(card.get_by_role("alert")).to_contain_text("Do not connect")
+    expect(card.locator(".jp-ClearML-error")).to_contain_text("Do not connect")
     assert buttons(card) == {"reconnect", "show-log", "shut-down"}
 
 

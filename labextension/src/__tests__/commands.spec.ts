@@ -1,6 +1,7 @@
 import { Dialog, Notification } from '@jupyterlab/apputils';
 import type { JupyterFrontEnd } from '@jupyterlab/application';
 import { CommandRegistry } from '@lumino/commands';
+import { PromiseDelegate } from '@lumino/coreutils';
 
 import { CommandIDs, GLOBAL_COMMANDS, SESSION_COMMANDS } from '../commandIds';
 import { addCommands } from '../commands';
@@ -171,6 +172,99 @@ describe('commands', () => {
     events.changed(2, session(1, 'ready'));
     await opened;
     expect(views.openPage).toHaveBeenCalledTimes(1);
+  });
+
+  describe('where the user gives the session up while it connects', () => {
+    const running = session(1, 'services_up', { endpoints: { jupyter: 'p/' } });
+
+    it.each([
+      ['detached', running],
+      ['shut down', session(1, 'stopping')]
+    ])(
+      'open nothing of one that was %s, not even later, and tell no failure',
+      async (_, left) => {
+        const { commands, views, events } = await stage([running], {
+          attach: jest.fn().mockResolvedValue({ ...running, phase: 'connecting' })
+        });
+        const opened = commands.execute(CommandIDs.openJupyter, { id: id(1) });
+        await settle();
+        events.changed(2, left);
+        await opened;
+        events.changed(3, session(1, 'connecting'));
+        events.changed(4, session(1, 'ready'));
+        await settle();
+        expect(views.openPage).not.toHaveBeenCalled();
+        expect(messages()).toEqual([]);
+      }
+    );
+
+    it('follow the session no longer', async () => {
+      const { commands, events } = await stage([], {
+        attach: jest.fn().mockResolvedValue(session(1, 'connecting'))
+      });
+      await commands.execute(CommandIDs.attachById, { id: id(1) });
+      expect(messages()).toEqual(['session 1: text of connecting']);
+      events.changed(2, running);
+      expect(messages()).toEqual([]);
+    });
+  });
+
+  it('open a browser tab in a click of its own where the session had to be waited for', async () => {
+    const running = session(1, 'services_up', { endpoints: { jupyter: 'p/' } });
+    const { commands, views, events } = await stage([running], {
+      attach: jest.fn().mockResolvedValue({ ...running, phase: 'connecting' })
+    });
+    const waited = commands.execute(CommandIDs.openJupyterBrowser, { id: id(1) });
+    await settle();
+    const ready = session(1, 'ready');
+    events.changed(2, ready);
+    await waited;
+    expect(views.openInBrowser).not.toHaveBeenCalled();
+    expect(messages()).toEqual(['session 1 is ready']);
+    const [open] = Notification.manager.notifications[0].options.actions ?? [];
+    expect(open.label).toBe('Open');
+    open.callback({} as MouseEvent);
+    expect(views.openInBrowser).toHaveBeenCalledWith(ready, 'jupyter');
+  });
+
+  it('store a workspace and end when it is stored', async () => {
+    const stored = new PromiseDelegate<void>();
+    const { commands } = await stage(
+      [session(1, 'ready', { spec: { store_workspace: '~/work' } })],
+      { storeWorkspace: jest.fn().mockReturnValue(stored.promise) }
+    );
+    const ended = jest.fn();
+    const done = commands.execute(CommandIDs.storeWorkspace, { id: id(1) }).then(ended);
+    await settle();
+    expect(messages()).toEqual(['Storing the workspace of session 1']);
+    expect(ended).not.toHaveBeenCalled();
+    stored.resolve();
+    await done;
+    expect(messages()).toEqual(['Workspace of session 1 stored']);
+  });
+
+  it('tell once why a workspace was not stored', async () => {
+    const { commands } = await stage(
+      [session(1, 'ready', { spec: { store_workspace: '~/work' } })],
+      {
+        storeWorkspace: jest
+          .fn()
+          .mockRejectedValue(
+            new SessionError({ code: 'x', message: 'No space', hint: 'Tidy up' }, 424)
+          )
+      }
+    );
+    await commands.execute(CommandIDs.storeWorkspace, { id: id(1) });
+    await settle();
+    expect(messages()).toEqual(['No space. Tidy up']);
+  });
+
+  it('tell the buttons of this extension alone that they may look different', async () => {
+    const { commands, events } = await stage([]);
+    const changed = new Set<string | undefined>();
+    commands.commandChanged.connect((_, change) => changed.add(change.id));
+    events.changed(2, session(1, 'queued'));
+    expect([...changed].sort()).toEqual(Object.values<string>(CommandIDs).sort());
   });
 
   it("warn before somebody else's pages run under our origin", async () => {

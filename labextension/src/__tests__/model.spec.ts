@@ -260,6 +260,36 @@ describe('SessionModel', () => {
     expect(model.active).toHaveLength(1);
   });
 
+  it('asks an unreachable server again soon, then more and more seldom', async () => {
+    jest.spyOn(Math, 'random').mockReturnValue(0.9);
+    jest.useFakeTimers();
+    try {
+      const status = jest.fn().mockResolvedValue(SERVER);
+      model = new SessionModel({ api: fakeAPI({ status }), events: events.stream });
+      model.start();
+      await jest.advanceTimersByTimeAsync(0);
+      const asked: number[] = [];
+      status.mockImplementation(async () => {
+        asked.push(Date.now());
+        throw new Error('away');
+      });
+      await jest.advanceTimersByTimeAsync(150_000);
+      const waits = asked.slice(1).map((time, index) => time - asked[index]);
+      expect(waits).toEqual([3_000, 6_000, 12_000, 24_000, 30_000, 30_000]);
+
+      status.mockImplementation(async () => {
+        asked.push(Date.now());
+        return SERVER;
+      });
+      await jest.advanceTimersByTimeAsync(60_000);
+      expect(asked.slice(-2)[1] - asked.slice(-2)[0]).toBe(30_000);
+      expect(model.error).toBeNull();
+    } finally {
+      jest.useRealTimers();
+      jest.restoreAllMocks();
+    }
+  });
+
   it('keeps the sessions while ClearML is away', async () => {
     const api = fakeAPI({
       sessions: jest

@@ -34,6 +34,15 @@ function settingsThatAnswer(
   return { settings, fetch };
 }
 
+/** The answer to a request that somebody has to give up. */
+function thatNeverAnswers({ signal }: PlainRequest): Promise<Response> {
+  return new Promise((_, reject) => {
+    signal.addEventListener('abort', () =>
+      reject(new TypeError('The operation was aborted'))
+    );
+  });
+}
+
 function json(body: unknown, status = 200): Response {
   return new Response(JSON.stringify(body), { status });
 }
@@ -126,27 +135,32 @@ describe('requestAPI', () => {
   });
 
   it('gives up after its deadline', async () => {
-    const { settings } = settingsThatAnswer(
-      request =>
-        new Promise((_, reject) => {
-          request.signal.addEventListener('abort', () =>
-            reject(new TypeError('The operation was aborted'))
-          );
-        })
-    );
+    const { settings } = settingsThatAnswer(thatNeverAnswers);
     const error = await failure(requestAPI('status', { deadline: 20 }, settings));
     expect(error.code).toBe('deadline');
   });
 
+  it.each([
+    ['GET', 'asked again by itself'],
+    ['POST', 'look before you try again'],
+    ['PUT', 'look before you try again'],
+    ['DELETE', 'look before you try again']
+  ] as const)(
+    'says what becomes of a %s that was not answered',
+    async (method, hint) => {
+      const silent = settingsThatAnswer(thatNeverAnswers);
+      const late = requestAPI('x', { method, deadline: 20 }, silent.settings);
+      expect((await failure(late)).hint).toContain(hint);
+      const away = settingsThatAnswer(() => {
+        throw new TypeError('Failed to fetch');
+      });
+      const lost = requestAPI('x', { method }, away.settings);
+      expect((await failure(lost)).hint).toContain(hint);
+    }
+  );
+
   it('tells cancelling from failing', async () => {
-    const { settings } = settingsThatAnswer(
-      request =>
-        new Promise((_, reject) => {
-          request.signal.addEventListener('abort', () =>
-            reject(new TypeError('The operation was aborted'))
-          );
-        })
-    );
+    const { settings } = settingsThatAnswer(thatNeverAnswers);
     const aborter = new AbortController();
     const call = requestAPI('status', { signal: aborter.signal }, settings);
     aborter.abort();
@@ -199,6 +213,22 @@ describe('SessionAPI', () => {
       queue: 'gpu',
       packages: ['torch']
     });
+  });
+
+  it('waits for a workspace as long as the server uploads it', async () => {
+    jest.useFakeTimers();
+    try {
+      const { settings } = settingsThatAnswer(thatNeverAnswers);
+      const given = jest.fn();
+      const stored = failure(new SessionAPI(settings).storeWorkspace(id(1)));
+      void stored.then(given);
+      await jest.advanceTimersByTimeAsync(3_600_000);
+      expect(given).not.toHaveBeenCalled();
+      await jest.advanceTimersByTimeAsync(60_000);
+      expect((await stored).code).toBe('deadline');
+    } finally {
+      jest.useRealTimers();
+    }
   });
 
   it('makes addresses below the base URL', () => {

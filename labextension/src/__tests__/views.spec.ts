@@ -1,0 +1,78 @@
+import { CommandRegistry } from '@lumino/commands';
+import { Widget } from '@lumino/widgets';
+import { nullTranslator } from '@jupyterlab/translation';
+
+import { Views } from '../views';
+import { fakeAPI, session, startedModel, until } from './parts';
+
+const URL_OF_PAGE = 'http://localhost/p/jupyter/';
+
+afterEach(() => {
+  jest.restoreAllMocks();
+});
+
+describe('a page of a session', () => {
+  async function opened() {
+    const widgets: Widget[] = [];
+    const ready = session(1, 'ready');
+    const sessions = jest.fn().mockResolvedValue({ sessions: [ready], revision: 1 });
+    const views = new Views({
+      app: {
+        commands: new CommandRegistry(),
+        shell: {
+          add: (widget: Widget) => {
+            widgets.push(widget);
+            Widget.attach(widget, document.body);
+          },
+          activateById: jest.fn()
+        }
+      },
+      model: await startedModel(fakeAPI({ sessions })),
+      services: {},
+      fileBrowserFactory: null,
+      terminalOptions: async () => ({}),
+      translator: nullTranslator
+    } as unknown as Views.IOptions);
+    views.openPage(ready, 'jupyter');
+    const [{ node }] = widgets;
+    const frame = node.querySelector('iframe') as HTMLIFrameElement;
+    const press = async (item: string) => {
+      const button = `[data-jp-item-name="${item}"] jp-button`;
+      (await until(() => node.querySelector<HTMLElement>(button))).click();
+    };
+    return { frame, press };
+  }
+
+  /** Let the page in the frame be one of the same origin, or of another. */
+  function show(frame: HTMLIFrameElement, location: object | 'foreign') {
+    const foreign = () => {
+      throw new DOMException('Blocked a frame', 'SecurityError');
+    };
+    const page = location === 'foreign' ? new Proxy({}, { get: foreign }) : location;
+    jest
+      .spyOn(frame, 'contentWindow', 'get')
+      .mockReturnValue({ location: page } as unknown as Window);
+  }
+
+  it('is reloaded, and opened in the browser, where the user has gone in it', async () => {
+    const { frame, press } = await opened();
+    const reload = jest.fn();
+    const open = jest.spyOn(window, 'open').mockReturnValue(null);
+    show(frame, { href: `${URL_OF_PAGE}tree/notes.ipynb`, reload });
+    await press('reload');
+    expect(reload).toHaveBeenCalledTimes(1);
+    await press('browser');
+    expect(open.mock.calls[0][0]).toBe(`${URL_OF_PAGE}tree/notes.ipynb`);
+  });
+
+  it('begins anew where a link in it has led to another origin', async () => {
+    const { frame, press } = await opened();
+    const open = jest.spyOn(window, 'open').mockReturnValue(null);
+    show(frame, 'foreign');
+    frame.src = 'https://elsewhere.example.org/';
+    await press('browser');
+    expect(open.mock.calls[0][0]).toBe(URL_OF_PAGE);
+    await press('reload');
+    expect(frame.src).toBe(URL_OF_PAGE);
+  });
+});
