@@ -141,7 +141,7 @@ def machine(tmp_path: Path) -> Iterator[RemoteMachine]:
         yield made
 
 
-def session(name: str = "trainer", session_id: str = SESSION_ID) -> Session:
+def session(name: str = "trainer", session_id: str = SESSION_ID, *, mine: bool = True) -> Session:
     """A session that is ready."""
     return Session(
         id=session_id,
@@ -150,6 +150,7 @@ def session(name: str = "trainer", session_id: str = SESSION_ID) -> Session:
         phase_text="ready",
         phase_since="2026-01-01T00:00:00Z",
         status="in_progress",
+        mine=mine,
     )
 
 

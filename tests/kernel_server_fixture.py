@@ -60,9 +60,9 @@ class Setup:
         app.web_app.settings["clearml_session_kernels"] = self.kernels
         app.web_app.settings["clearml_session_manager"] = self.sessions
 
-    async def attach(self) -> None:
+    async def attach(self, *, mine: bool = True) -> None:
         assert self.sessions.on_ready is not None
-        await self.sessions.on_ready(session(), self.tunnel)
+        await self.sessions.on_ready(session(mine=mine), self.tunnel)
 
 
 @contextlib.asynccontextmanager

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jupyter_client.kernelspec import KernelSpec
 
-from jupyterlab_clearml_session.errors import KernelFailed
+from jupyterlab_clearml_session.errors import ClearMLSessionError, KernelFailed, TunnelDown
 from jupyterlab_clearml_session.kernels.channel import SessionChannel
+from jupyterlab_clearml_session.kernels.gate import Gate, dial
+from jupyterlab_clearml_session.kernels.provisioner import ClearMLSessionProvisioner
 
 from .counting import Count
-from .kernel_fixture import Cable, RemoteMachine, machine, remote_machine, start_kernel, talk
+from .kernel_fixture import (
+    SESSION_ID,
+    Cable,
+    RemoteMachine,
+    Talk,
+    machine,
+    remote_machine,
+    start_kernel,
+    talk,
+)
 
 __all__ = ["machine"]
 
@@ -28,8 +42,9 @@ COUNT = Count(lines=20_000, step=100)
 class Lines:
     """Gives cables, and has a hand on the one in use."""
 
-    def __init__(self, machine: RemoteMachine) -> None:
+    def __init__(self, machine: RemoteMachine, kind: type[Cable] = Cable) -> None:
         self._machine = machine
+        self._kind = kind
         self.cables: list[Cable] = []
         self.cut_after: list[int] = []
         self.refuse = threading.Event()
@@ -38,8 +53,26 @@ class Lines:
         if self.refuse.is_set():
             raise OSError("no link")
         cut_after = self.cut_after.pop() if self.cut_after else None
-        self.cables.append(Cable(self._machine.dial(client_id), cut_after))
+        self.cables.append(self._kind(self._machine.dial(client_id), cut_after))
         return self.cables[-1].near
+
+    def break_off(self, channel: SessionChannel) -> None:
+        """Begin an outage; returns when the channel has noticed."""
+        self.refuse.set()
+        self.cables[-1].cut()
+        wait_until(lambda: not channel.up.is_set())
+
+    def come_back(self, channel: SessionChannel) -> None:
+        """End an outage."""
+        self.refuse.clear()
+        channel.redial()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +279,234 @@ def test_an_unknown_kernelspec_is_a_typed_error(channel: SessionChannel, tmp_pat
 def test_what_the_helper_cannot_do_is_a_typed_error(channel: SessionChannel) -> None:
     with pytest.raises(KernelFailed, match="cannot do 'fly'"):
         channel.request("fly").result(30)
+
+
+# -- the link --------------------------------------------------------------------------------------------------
+
+
+def test_what_was_asked_in_vain_during_an_outage_is_not_asked_on_return(shared: RemoteMachine) -> None:
+    said = bytearray()
+
+    class Tapped(Cable):
+        def change(self, source: socket.socket, data: bytes) -> bytes:
+            if source is self._middle:
+                said.extend(data)
+            return data
+
+    lines = Lines(shared, Tapped)
+    channel = SessionChannel(lines.dial)
+    channel.start()
+    assert channel.request("kernels").result(30) == []
+    lines.break_off(channel)
+    for _ in range(20):
+        channel.request("metrics").cancel()
+    waiting = channel.request("kernels")
+    lines.come_back(channel)
+    assert waiting.result(30) == []
+    channel.close()
+    assert (said.count(b'"kernels"'), said.count(b'"metrics"')) == (2, 0)
+
+
+def test_an_interrupt_takes_effect_on_return_also_where_nobody_waits_for_it(
+    channel: SessionChannel, lines: Lines, tmp_path: Path
+) -> None:
+    client = talk(channel, start_kernel(channel, tmp_path))
+    client.run("1")
+    request = client.client.execute("print('here', flush=True)\nimport time\ntime.sleep(60)")
+    while client.next()["msg_type"] != "stream":
+        pass
+    lines.break_off(channel)
+    channel.signal("k-1", signal.SIGINT).cancel()
+    lines.come_back(channel)
+    assert client.reply(request)["ename"] == "KeyboardInterrupt"
+    client.close()
+
+
+def test_an_unforeseen_failure_to_connect_is_logged_and_tried_again(
+    lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [ValueError("not foreseen")]
+
+    def dial_badly(client_id: str) -> socket.socket:
+        if failures:
+            raise failures.pop()
+        return lines.dial(client_id)
+
+    channel = SessionChannel(dial_badly)
+    channel.start()
+    assert channel.request("kernels").result(30) == []
+    channel.close()
+    assert "ValueError: not foreseen" in caplog.text
+    assert "dial_badly" in caplog.text, "the traceback"
+
+
+def test_a_helper_that_cannot_run_is_tried_ever_more_rarely(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jupyterlab_clearml_session.kernels.channel.RETRY_MIN", 0.02)
+    monkeypatch.setattr("jupyterlab_clearml_session.kernels.channel.RETRY_MAX", 0.02)
+    tries = []
+    failing = True
+
+    def dial_badly(client_id: str) -> socket.socket:
+        tries.append(time.monotonic())
+        if failing:
+            raise KernelFailed("there is no pyzmq")
+        return lines.dial(client_id)
+
+    channel = SessionChannel(dial_badly)
+    channel.start()
+    wait_until(lambda: len(tries) == 7)
+    assert tries[6] - tries[5] > 0.3
+    assert channel.cause == "there is no pyzmq"
+    failing = False
+    channel.redial()
+    assert channel.request("kernels").result(30) == []
+    channel.close()
+
+
+@pytest.mark.parametrize("error", [KernelFailed, TunnelDown])
+async def test_another_process_learns_whether_it_is_of_use_to_try_again(
+    error: type[ClearMLSessionError], tmp_path: Path
+) -> None:
+    async def fail(session_id: str, client_id: str) -> Any:
+        raise error("not now")
+
+    gate = Gate(tmp_path / "gate", fail)
+    gate.start()
+    with pytest.raises(error, match="not now"):
+        await asyncio.to_thread(dial, gate.path, SESSION_ID, "client")
+    await gate.close()
+
+
+# -- a start that fails ----------------------------------------------------------------------------------------
+
+
+class OneChannel:
+    """The hub as far as a start needs it."""
+
+    closing = False
+    hold_for = 1
+
+    def __init__(self, channel: SessionChannel, sockets: Path) -> None:
+        self._channel = channel
+        self.sockets = sockets
+
+    async def channel(self, session_id: str) -> SessionChannel:
+        return self._channel
+
+    def meta(self, cwd: str | None, env: Mapping[str, str]) -> dict[str, Any]:
+        return {}
+
+    def folders(self, cwd: str | None) -> list[str]:
+        return []
+
+    def shown(self, kernel_id: str) -> None:
+        return None
+
+
+@pytest.fixture
+def provisioner(channel: SessionChannel, tmp_path: Path) -> ClearMLSessionProvisioner:
+    """Of the kernel k-1."""
+    (tmp_path / "s").mkdir()
+    made = ClearMLSessionProvisioner(
+        kernel_id="k-1", kernel_spec=KernelSpec(), session_id=SESSION_ID, remote_kernel="python3"
+    )
+    made._hub = OneChannel(channel, tmp_path / "s")
+    channel.request("kernels").result(30)  # the link is up
+    return made
+
+
+async def fail_to_launch(
+    provisioner: ClearMLSessionProvisioner, channel: SessionChannel, lines: Lines, outage: str
+) -> None:
+    """Try to launch the kernel in an outage that began before, or begins with the request on its way."""
+    if outage == "before":
+        lines.break_off(channel)
+    else:
+        lines.cables[-1].frozen = True
+    provisioner.launch_timeout = 0.5
+    with pytest.raises(KernelFailed, match="no link" if outage == "before" else "in time"):
+        await provisioner.launch_kernel([])
+    provisioner.launch_timeout = 60.0
+
+
+def end_outage(channel: SessionChannel, lines: Lines) -> None:
+    if lines.cables[-1].frozen:
+        lines.cables[-1].cut()
+    lines.come_back(channel)
+
+
+OUTAGES = pytest.mark.parametrize("outage", ["before", "in the middle"])
+
+
+@OUTAGES
+async def test_an_adoption_that_fails_leaves_the_kernel_alive_and_can_be_tried_again(
+    provisioner: ClearMLSessionProvisioner,
+    channel: SessionChannel,
+    lines: Lines,
+    shared: RemoteMachine,
+    tmp_path: Path,
+    outage: str,
+) -> None:
+    former = SessionChannel(shared.dial)
+    former.start()
+    client = talk(former, start_kernel(former, tmp_path))
+    client.run("x = 41")
+    client.close()
+    former.close()
+    await fail_to_launch(provisioner, channel, lines, outage)
+    wait_until(lambda: not channel.has_ports)
+    assert list((tmp_path / "s").iterdir()) == []
+    end_outage(channel, lines)
+    (kernel,) = channel.request("kernels").result(30)  # what was under way has been carried out
+    assert kernel["state"] == "idle"
+    client = Talk(dict(await provisioner.launch_kernel([])))
+    assert client.run("print(x)") == "41\n"
+    client.close()
+
+
+@OUTAGES
+async def test_a_start_that_fails_leaves_no_kernel_behind(
+    provisioner: ClearMLSessionProvisioner, channel: SessionChannel, lines: Lines, outage: str
+) -> None:
+    await fail_to_launch(provisioner, channel, lines, outage)
+    end_outage(channel, lines)
+    wait_until(lambda: channel.request("kernels").result(30) == [])
+
+
+@OUTAGES
+async def test_a_start_that_fails_does_not_end_the_kernel_of_the_next(
+    provisioner: ClearMLSessionProvisioner, channel: SessionChannel, lines: Lines, outage: str
+) -> None:
+    await fail_to_launch(provisioner, channel, lines, outage)
+    wait_until(lambda: not channel.has_ports)
+    launch = asyncio.create_task(provisioner.launch_kernel([]))
+    while not channel.has_ports:
+        await asyncio.sleep(0.01)
+    end_outage(channel, lines)
+    client = Talk(dict(await launch))
+    assert client.run("print('here')") == "here\n"
+    assert [kernel["id"] for kernel in channel.request("kernels").result(30)] == ["k-1"]
+    client.close()
+
+
+@OUTAGES
+async def test_a_restart_that_fails_leaves_no_kernel_behind(
+    provisioner: ClearMLSessionProvisioner, channel: SessionChannel, lines: Lines, outage: str
+) -> None:
+    await provisioner.launch_kernel([])
+    await fail_to_launch(provisioner, channel, lines, outage)
+    end_outage(channel, lines)
+    wait_until(lambda: channel.request("kernels").result(30) == [])
+
+
+def test_sockets_that_nobody_waits_for_any_more_are_closed(lines: Lines, tmp_path: Path) -> None:
+    lines.refuse.set()
+    channel = SessionChannel(lines.dial)
+    channel.open_port(tmp_path / "k", b"secret", "hmac-sha256").cancel()
+    channel.start()
+    channel.close_port(0).result(30)  # it is done after what was asked before
+    assert not channel.has_ports
+    assert not list(tmp_path.glob("k-*"))
+    channel.close()

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 import zipfile
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -103,6 +105,32 @@ def test_a_machine_without_pyzmq_is_named_as_the_reason(
 def test_what_attach_reports_is_a_typed_error() -> None:
     with pytest.raises(KernelFailed, match="no room"):
         Handshake().feed(READY + b'{"error": "no room"}\n')
+
+
+@pytest.mark.parametrize("line", [b"{broken", b"null", b"[1]", b"\xff"])
+def test_a_broken_greeting_is_a_typed_error(line: bytes) -> None:
+    with pytest.raises(KernelFailed, match="greeting"):
+        Handshake().feed(READY + line + b"\n")
+
+
+@pytest.mark.parametrize("before", [b"", b"left by an older version"])
+def test_an_upload_that_breaks_off_leaves_nothing_behind(machine: RemoteMachine, before: bytes) -> None:
+    target = machine.helper_dir / f"helper-{bundle.digest()}.pyz"
+    if before:
+        machine.helper_dir.mkdir()
+        target.write_bytes(before)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        attach = machine.spawn("a", theirs)
+        said = b""
+        while bundle.SEND not in said:
+            said += ours.recv(4096)
+        ours.sendall(bundle.bundle()[:-1])
+        ours.shutdown(socket.SHUT_WR)
+        assert attach.wait(timeout=30) == 1
+    assert [path.read_bytes() for path in machine.helper_dir.iterdir()] == ([before] if before else [])
+    machine.dial("b").close()
+    assert target.read_bytes() == bundle.bundle()
 
 
 def test_files_are_for_their_owner_only(machine: RemoteMachine) -> None:
@@ -294,6 +322,30 @@ def test_work_keeps_a_session_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     jupyter[0]["execution_state"] = "idle"
     clock[0] += 601
     assert watch.look()
+
+
+@pytest.mark.parametrize("missing", ["terminals", "kernels"])
+def test_a_jupyter_that_lacks_one_kind_of_work_tells_of_the_other(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = {"cpu_percent": 1.0, "cpu_count": 2, "gpus": []}
+    monkeypatch.setattr(remote.Meter, "measure", lambda self: quiet)
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    watch = idle.IdleWatch(SESSION_ID, 10, lambda: 0.0)
+    asked = []
+
+    def ask(server: Any, path: str) -> list[dict[str, str]]:
+        asked.append(path)
+        if missing in path:
+            raise HTTPError(path, 404, "Not Found", Message(), None)
+        return [{"execution_state": "busy", "last_activity": "2020-01-01T00:00:00Z"}]
+
+    monkeypatch.setattr(idle, "_jupyter_server", lambda pid: {"port": 1})
+    monkeypatch.setattr(idle, "_ask", ask)
+    clock[0] += 601
+    assert not watch.look()
+    assert asked == ["api/kernels", "api/terminals"]
 
 
 # -- output that nobody takes ------------------------------------------------------------------------------

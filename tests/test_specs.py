@@ -17,9 +17,12 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from jupyterlab_clearml_session.kernels.specs import (
     CURRENT,
+    EXPLANATION,
     GATE,
+    PNG,
     SOCKET_PATH_LIMIT,
     ServerDirectory,
+    distinct,
     gates,
     local_name,
 )
@@ -77,6 +80,43 @@ def test_a_remote_file_name_leads_nowhere_else(directory: ServerDirectory, name:
     assert [path.name for path in (directory.kernels / spec).iterdir()] == ["kernel.json"]
     assert json.loads((directory.kernels / spec / "kernel.json").read_text())["language"] == "python"
     assert not list(directory.root.glob("**/*x"))
+
+
+@pytest.mark.parametrize("mine", [True, False], ids=["own", "someone else's"])
+def test_only_a_logo_that_holds_no_script_comes_from_someone_elses_machine(
+    directory: ServerDirectory, mine: bool
+) -> None:
+    script = b"<script>alert(1)</script>"
+    files = {
+        "logo-32x32.png": PNG + b"...",
+        "logo-64x64.png": script,
+        "logo-svg.svg": LOGO,
+        "logo-x.svg": LOGO,
+        "logo-x.html": script,
+        "logo-16x16.png": PNG,
+    }
+    (spec,) = directory.write(session(mine=mine), {"python3": remote_specs(**files)["python3"]})
+    assert {path.name for path in (directory.kernels / spec).iterdir()} == {
+        "kernel.json",
+        "logo-32x32.png",
+        *(["logo-svg.svg"] if mine else []),
+    }
+
+
+def test_a_program_that_ignores_provisioners_runs_nothing_of_the_remote_machine(
+    directory: ServerDirectory,
+) -> None:
+    _, spec = directory.write(session(), remote_specs())
+    argv = json.loads((directory.kernels / spec / "kernel.json").read_text())["argv"]
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", EXPLANATION + "\n")
+
+
+def test_of_two_kernels_with_one_local_name_the_second_is_left_out(directory: ServerDirectory) -> None:
+    spec = remote_specs()["python3"]
+    kept = distinct(SESSION_ID, dict.fromkeys(("my kernel", "my-kernel", "R", "r", "other"), spec))
+    assert sorted(kept) == ["R", "my kernel", "other"]
+    assert len(directory.write(session(), kept)) == 3
 
 
 def other_server(root: Path) -> subprocess.Popen[bytes]:

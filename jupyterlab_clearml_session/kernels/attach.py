@@ -60,14 +60,22 @@ class Handshake:
         _, found, after = self._input.partition(READY)
         line, newline, rest = after.partition(b"\n")
         if found and newline:
-            self.info = json.loads(line)
-            assert self.info is not None
+            info = _parsed(line)
+            if info is None:
+                raise KernelFailed("The kernel helper on the remote machine gave no proper greeting.")
+            if "error" in info:
+                raise KernelFailed(f"The kernel helper cannot run on the remote machine: {info['error']}")
+            self.info = info
             self.rest = rest
-            if "error" in self.info:
-                raise KernelFailed(
-                    f"The kernel helper cannot run on the remote machine: {self.info['error']}"
-                )
         return b""
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        greeting = json.loads(line)
+    except ValueError:
+        return None
+    return greeting if isinstance(greeting, dict) else None
 
 
 async def open_channel(

@@ -29,15 +29,17 @@ SEND = b"clearml-session-helper send"
 """What the command writes when the file is not there yet: the next bytes it reads are the file."""
 
 _MAIN = f"from {PACKAGE}.helper import main\nmain()\n"
-# Runs under whatever shell the account has; everything else is Python's.
+# Runs under whatever shell the account has; everything else is Python's. A connection that breaks while the file is
+# sent looks to `head` like its end: only the size tells.
 _SCRIPT = """\
 umask 077
 d="${{CLEARML_SESSION_HELPER_DIR:-$HOME/.cache/clearml-session-helper}}"
 f="$d/helper-{digest}.pyz"
-if [ ! -s "$f" ]; then
+whole() {{ [ -s "$1" ] && [ $(wc -c < "$1") -eq {size} ]; }}
+if ! whole "$f"; then
   mkdir -p "$d" || exit 1
   printf '\\n{send}\\n'
-  head -c {size} > "$f.$$" && mv "$f.$$" "$f" || exit 1
+  head -c {size} > "$f.$$" && whole "$f.$$" && mv "$f.$$" "$f" || {{ rm -f "$f.$$"; exit 1; }}
 fi
 for p in "$HOME/environment/bin/python" python3 python /proc/[0-9]*/exe; do
   case "$p" in /proc/*) p="$(readlink "$p")"; case "$p" in */python*) ;; *) continue ;; esac ;; esac

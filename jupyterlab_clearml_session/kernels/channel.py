@@ -32,6 +32,8 @@ PING_INTERVAL = 5.0
 SILENCE_LIMIT = 20.0
 """Seconds without any byte after which the wire is given up."""
 RETRY_MIN, RETRY_MAX = 0.1, 5.0
+FAILED_RETRY_MAX = 300.0
+"""Where the helper cannot run over there: each try starts several processes on that machine, mostly for nothing."""
 
 Dial = Callable[[str], socket.socket]
 """Returns a socket to a fresh ``attach`` of the helper, made for the client id it gets; blocks. Raises
@@ -45,15 +47,14 @@ class SessionChannel:
     ----------
     dial:
         Called in a thread of its own for each new wire; it gets the client id.
-    on_state:
-        Called with ``(up, cause)`` when the link comes up or breaks, in the channel's thread.
+    on_taken:
+        Called with a kernel's id when another client has taken it over, in the channel's thread.
     """
 
     def __init__(
         self,
         dial: Dial,
         *,
-        on_state: Callable[[bool, str], None] = lambda up, cause: None,
         on_taken: Callable[[str], None] = lambda kernel_id: None,
         log: logging.Logger | logging.LoggerAdapter[Any] | None = None,
     ) -> None:
@@ -61,7 +62,6 @@ class SessionChannel:
         self.up = threading.Event()
         self.cause = "not connected yet"
         self._dial = dial
-        self._on_state = on_state
         self._on_taken = on_taken
         self._log = log or logging.getLogger(__name__)
         self._context: zmq.Context[Any] = zmq.Context()
@@ -73,6 +73,8 @@ class SessionChannel:
         self._next_stream = 1
         self._next_request = 1
         self._requests: dict[int, tuple[Future[Any], int, dict[str, Any]]] = {}
+        self._unsent: list[int] = []
+        """Requests that wait for the link."""
         self._signals: dict[tuple[str, int], Future[Any]] = {}
         self._dialing = False
         self._retry_at = 0.0
@@ -120,24 +122,26 @@ class SessionChannel:
     def request(self, method: str, **params: Any) -> Future[Any]:
         """Ask the helper something. The request is sent once the link is up and carried out once.
 
-        The future's exception is a KernelFailed.
+        One whose future is cancelled before is not sent. The future's exception is a KernelFailed.
         """
         future: Future[Any] = Future()
         self._loop.call(lambda: self._send_request(future, 0, method, params))
         return future
 
     def signal(self, kernel_id: str, signum: int) -> Future[Any]:
-        """Send a signal to a kernel. While one is under way, the same one again is not sent twice."""
+        """Send a signal to a kernel. While one is under way, the same one again is not sent twice.
+
+        It is sent also where nobody waits for it any more.
+        """
         future: Future[Any] = Future()
 
         def send() -> None:
             pending = self._signals.get((kernel_id, signum))
-            if pending is not None:
-                pending.add_done_callback(lambda done: _copy_result(done, future))
-                return
-            self._signals[kernel_id, signum] = future
-            future.add_done_callback(lambda done: self._signals.pop((kernel_id, signum), None))
-            self._send_request(future, 0, "signal", {"kernel_id": kernel_id, "signum": signum})
+            if pending is None:
+                pending = self._signals[kernel_id, signum] = Future()
+                pending.add_done_callback(lambda done: self._signals.pop((kernel_id, signum), None))
+                self._send_request(pending, 0, "signal", {"kernel_id": kernel_id, "signum": signum})
+            pending.add_done_callback(lambda done: _copy_result(done, future))
 
         self._loop.call(send)
         return future
@@ -158,7 +162,8 @@ class SessionChannel:
             number = self._next_stream
             self._next_stream += 1
             self._add_port(number, port)
-            _settle(future, number)
+            if not _settle(future, number):
+                self._remove_port(number)
 
         self._loop.call(bind)
         return future
@@ -172,6 +177,8 @@ class SessionChannel:
 
         ``hold_for``: the output that an adopted kernel made meanwhile is kept back until so many subscribers
         are there, so that it does not go to nobody.
+
+        Where the future is cancelled, a kernel that is started all the same is ended; an adopted one lives on.
         """
         future: Future[Any] = Future()
 
@@ -263,18 +270,23 @@ class SessionChannel:
     def _dial_once(self) -> None:
         try:
             sock = self._dial(self.client_id)
-        except (ClearMLSessionError, OSError) as error:
-            cause = str(error)
-            self._loop.call(lambda: self._dial_failed(cause))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the next try must come
+            if not self._closed and not isinstance(error, (ClearMLSessionError, OSError)):
+                self._log.exception("the link to the kernels could not be made")
+            failure = error
+            self._loop.call(lambda: self._dial_failed(failure))
             return
         self._loop.call(lambda: self._dialed(sock))
 
-    def _dial_failed(self, cause: str) -> None:
+    def _dial_failed(self, error: Exception) -> None:
         self._dialing = False
-        self.cause = cause
-        self._retry_at = time.monotonic() + self._retry_wait * random.uniform(0.5, 1.0)  # noqa: S311
-        self._retry_wait = min(RETRY_MAX, self._retry_wait * 2)
-        self._on_state(False, cause)
+        self.cause = str(error) or type(error).__name__
+        self._try_later(FAILED_RETRY_MAX if isinstance(error, KernelFailed) else RETRY_MAX)
+
+    def _try_later(self, longest: float = RETRY_MAX) -> None:
+        wait = min(longest, self._retry_wait)
+        self._retry_at = time.monotonic() + wait * random.uniform(0.5, 1.0)  # noqa: S311
+        self._retry_wait = min(longest, wait * 2)
 
     def _dialed(self, sock: socket.socket) -> None:
         self._dialing = False
@@ -317,11 +329,9 @@ class SessionChannel:
         if self.up.is_set():
             self.up.clear()
             self._log.info("the link to the kernels is down: %s", cause)
-            self._on_state(False, cause)
         else:
             # A wire that broke before it was of use: not again at once.
-            self._retry_at = now + self._retry_wait
-            self._retry_wait = min(RETRY_MAX, self._retry_wait * 2)
+            self._try_later()
 
     def _forget_wait(self) -> None:
         self._retry_at, self._retry_wait = 0.0, RETRY_MIN
@@ -337,7 +347,7 @@ class SessionChannel:
         self._retry_wait = RETRY_MIN
         self.cause = ""
         self.up.set()
-        self._on_state(True, "")
+        self._send_unsent()
 
     def _helper_lost(self) -> None:
         """The helper ended, with all kernels, and another one answers: begin anew.
@@ -348,8 +358,7 @@ class SessionChannel:
         self._link.streams[0] = Stream()
         for number in list(self._established):
             self._kernel_lost(number)
-        for _, _, body in self._requests.values():
-            self._link.send(0, REQUEST, [json.dumps(body).encode()])
+        self._unsent = list(self._requests)
 
     def _kernel_lost(self, number: int) -> None:
         self._established.discard(number)
@@ -415,40 +424,62 @@ class SessionChannel:
             return
         number = self._next_request
         self._next_request += 1
-        body = {"id": number, "method": method, "params": params}
-        self._requests[number] = (future, stream, body)
-        self._link.send(0, REQUEST, [json.dumps(body).encode()])
+        self._requests[number] = (future, stream, {"id": number, "method": method, "params": params})
+        self._unsent.append(number)
+        if self.up.is_set():
+            self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        """The link is up. What was asked in vain meanwhile is left out: after a long outage it could be a lot."""
+        for number in self._unsent:
+            future, _, body = self._requests[number]
+            if future.cancelled():
+                del self._requests[number]
+            else:
+                self._link.send(0, REQUEST, [json.dumps(body).encode()])
+        self._unsent.clear()
 
     def _on_answer(self, answer: dict[str, Any]) -> None:
         if answer.get("event") == "taken":
             self._on_taken(str(answer["kernel_id"]))
             return
-        future, stream, _ = self._requests.pop(answer["id"], (None, 0, {}))
+        future, stream, body = self._requests.pop(answer["id"], (None, 0, {}))
         if future is None:
             return
         if "error" in answer:
             _settle(future, error=KernelFailed(f"The helper on the remote machine: {answer['error']}"))
             return
         port = self._ports.get(stream)
-        if port is not None:
+        if stream and future.cancelled():
+            if "adopted" not in answer["result"]:
+                self._end_unwanted(body["params"]["kernel_id"])
+        elif port is not None:
             self._established.add(stream)
             port.started(answer["result"].get("adopted"))
         _settle(future, answer["result"])
 
+    def _end_unwanted(self, kernel_id: str) -> None:
+        """A kernel was started for someone who has given up: it must not live on, known to nobody.
 
-def _settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
-    """Finish a future, unless whoever waited has given it up."""
+        Unless another try to start it is under way, which takes it over.
+        """
+        for future, stream, body in self._requests.values():
+            if stream and body["params"]["kernel_id"] == kernel_id and not future.cancelled():
+                return
+        self._send_request(Future(), 0, "forget", {"kernel_id": kernel_id})
+
+
+def _settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> bool:
+    """Finish a future; False where whoever waited has given it up."""
     if not future.set_running_or_notify_cancel():
-        return
+        return False
     if error is not None:
         future.set_exception(error)
     else:
         future.set_result(result)
+    return True
 
 
 def _copy_result(done: Future[Any], future: Future[Any]) -> None:
-    if done.cancelled():
-        future.cancel()
-        return
     error = done.exception()
     _settle(future, None if error else done.result(), error)

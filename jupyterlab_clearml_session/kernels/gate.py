@@ -1,6 +1,6 @@
 """How other processes of the same user reach a session: a Unix socket of the server that holds the tunnel.
 
-``jupyter console``, ``papermill`` or VS Code start kernels in their own process. Their relay connects here and
+``jupyter console`` or papermill start kernels in their own process. Their relay connects here and
 gets a channel to the helper of its own, as if it had the SSH connection itself. The socket lies in a directory
 of mode 0700; whoever can open it could also read the server's memory.
 """
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ClearMLSessionError, TunnelDown
+from ..errors import ClearMLSessionError, KernelFailed, TunnelDown
 from .attach import ByteProcess, splice
 
 TIMEOUT = 90.0
@@ -78,7 +78,7 @@ class Gate:
             request = json.loads(await _read_line(loop, connection))
             process, first = await self._open(str(request["session_id"]), str(request["client_id"]))
         except ClearMLSessionError as error:
-            await _say(loop, connection, {"error": error.message})
+            await _say(loop, connection, {"error": error.message, "failed": isinstance(error, KernelFailed)})
             connection.close()
             return
         except (OSError, ValueError, KeyError, TypeError):
@@ -91,7 +91,8 @@ class Gate:
 def dial(path: Path, session_id: str, client_id: str) -> socket.socket:
     """Return a socket to a fresh channel, through the server whose gate this is. Blocks.
 
-    Raises TunnelDown where the server is gone, or has no tunnel to the session now.
+    Raises TunnelDown where the server is gone, or has no tunnel to the session now; KernelFailed where the helper
+    could not be started.
     """
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(TIMEOUT)
@@ -115,7 +116,7 @@ def dial(path: Path, session_id: str, client_id: str) -> socket.socket:
     answer = json.loads(line)
     if "error" in answer:
         connection.close()
-        raise TunnelDown(str(answer["error"]))
+        raise (KernelFailed if answer.get("failed") else TunnelDown)(str(answer["error"]))
     return connection
 
 

@@ -46,7 +46,7 @@ class Hub(Protocol):
 
 
 class OutsideHub:
-    """For a process that is not the server: ``jupyter console``, papermill, VS Code. One for each server."""
+    """For a process that is not the server: ``jupyter console``, papermill. One for each server."""
 
     closing = False
     hold_for = 1

@@ -15,7 +15,15 @@ from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
 from ..deadlines import within
-from ..errors import ClearMLSessionError, KernelFailed, NotAttached, RemoteDeadline, TunnelDown, UnknownKernel
+from ..errors import (
+    ClearMLSessionError,
+    Conflict,
+    KernelFailed,
+    NotAttached,
+    RemoteDeadline,
+    TunnelDown,
+    UnknownKernel,
+)
 from ..models import Session
 from .attach import ByteProcess, StartProcess, as_socket, open_channel
 from .browser import noting
@@ -23,7 +31,7 @@ from .channel import SessionChannel
 from .gate import Gate
 from .hub import relative_folders
 from .shown import KERNEL_ID, ShownFolder, ShownKernel
-from .specs import GATE, ServerDirectory, local_name
+from .specs import GATE, ServerDirectory, distinct, local_name
 
 REQUEST_TIMEOUT = 20.0
 TUNNEL_WAIT = 30.0
@@ -142,14 +150,13 @@ class SessionKernelManager:
         listed: list[dict[str, Any]] = await self._ask(session_id, "kernels")
         # They become names of files here, and the remote machine may say anything.
         kernels = [kernel for kernel in listed if re.fullmatch(KERNEL_ID, str(kernel["id"]))]
-        own = set(self._kernel_manager.list_kernel_ids()) if self._kernel_manager is not None else set()
+        own = self._kernels_of(session_id)
         return [{**kernel, "adopted": kernel["id"] in own} for kernel in kernels]
 
     async def kill_kernel(self, session_id: str, kernel_id: str) -> None:
         """Shut a kernel down, adopted here or not. Raises UnknownKernel, NotAttached, TunnelDown."""
-        manager = self._kernel_manager
-        if manager is not None and kernel_id in manager:
-            await manager.shutdown_kernel(kernel_id)
+        if kernel_id in self._kernels_of(session_id):
+            await self._kernel_manager.shutdown_kernel(kernel_id)
             return
         answer = await self._ask(session_id, "forget", kernel_id=kernel_id)
         if not answer["known"]:
@@ -163,13 +170,12 @@ class SessionKernelManager:
     async def adopt(self, session_id: str, kernel_id: str) -> str:
         """Make a kernel that lives there one of this server's kernels, under the same id; return the id.
 
-        A kernel of a notebook gets its Jupyter session again, so that the notebook finds it when it is opened.
-        Raises UnknownKernel, KernelFailed, NotAttached, TunnelDown.
+        A kernel of a notebook gets its Jupyter session again, so that the notebook finds it when it is opened;
+        where the session is the user's own. Raises UnknownKernel, Conflict, KernelFailed, NotAttached, TunnelDown.
         """
-        manager = self._kernel_manager
-        if manager is None:
+        if self._kernel_manager is None:
             raise KernelFailed("This server has no kernel manager.")
-        if kernel_id in manager:
+        if kernel_id in self._kernels_of(session_id):
             return kernel_id
         for kernel in await self.list_kernels(session_id):
             if kernel["id"] == kernel_id and kernel["state"] != "dead":
@@ -212,13 +218,17 @@ class SessionKernelManager:
         channel.start()
         minutes = float(session.spec.get("idle_timeout_min") or 0)
         await self._ask(session.id, "idle_limit", timeout=DIAL_TIMEOUT, minutes=minutes)
-        specs = await self._ask(session.id, "kernelspecs", timeout=DIAL_TIMEOUT)
+        listed = await self._ask(session.id, "kernelspecs", timeout=DIAL_TIMEOUT)
         if self._channels.get(session.id) is not channel:
             return  # detached meanwhile
-        self._specs[session.id] = specs
+        specs = self._specs[session.id] = distinct(session.id, listed)
+        for name in listed.keys() - specs.keys():
+            self._log.warning("clearml-session: the kernel %r is left out: its name is like another's", name)
         names = await asyncio.to_thread(self._directory.write, session, specs)
         self._sessions.set_kernelspecs(session.id, names)
-        await self._adopt_own(session.id)
+        # Someone else's machine could say of any kernel that it was ours, and of which notebook.
+        if session.mine:
+            await self._adopt_own(session.id)
 
     async def _on_gone(self, session_id: str) -> None:
         channel = self._channels.pop(session_id, None)
@@ -242,8 +252,10 @@ class SessionKernelManager:
 
     async def _adopt(self, session_id: str, kernel: Mapping[str, Any]) -> None:
         manager = self._kernel_manager
+        if kernel["id"] in manager:
+            raise Conflict(f"Another kernel with the id {kernel['id']} is here already.")
         name = local_name(session_id, kernel["name"])
-        notebook = str(kernel["meta"].get("notebook") or "")
+        notebook = str(kernel["meta"].get("notebook") or "") if self._names[session_id].mine else ""
         env = {"JPY_SESSION_NAME": notebook} if notebook else {}
         await manager.start_kernel(kernel_id=kernel["id"], kernel_name=name, env=env)
         manager.get_kernel(kernel["id"]).execution_state = kernel["state"]
@@ -322,7 +334,8 @@ class SessionKernelManager:
         except asyncio.TimeoutError as error:
             if channel.up.is_set():
                 raise RemoteDeadline("The helper on the remote machine did not answer in time.") from error
-            raise TunnelDown("The link to the session's kernels is down.", cause=channel.cause) from error
+            message = f"The link to the session's kernels is down: {channel.cause}"
+            raise TunnelDown(message, cause=channel.cause) from error
 
     # -- the server ----------------------------------------------------------------------------------------
 

@@ -104,8 +104,17 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
 
         Raises KernelFailed, NotAttached or TunnelDown.
         """
+        try:
+            return await self._launch(**kwargs)
+        except BaseException:
+            self._give_up()
+            raise
+
+    async def _launch(self, **kwargs: Any) -> KernelConnectionInfo:
         hub = self._hub = self._hub or self._find_hub()
-        channel = self._channel = await hub.channel(self.session_id)
+        channel = await hub.channel(self.session_id)
+        if channel is not self._channel:
+            self._channel, self._stream = channel, None
         cwd = None if kwargs.get("cwd") is None else str(kwargs["cwd"])
         session = getattr(self.parent, "session", None)
         key: bytes = session.key if session is not None else os.urandom(16).hex().encode()
@@ -137,23 +146,31 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
         try:
             kernel = await _result(answer, self.launch_timeout)
         except TunnelDown as error:
-            # What is under way is carried out after all: it must not leave a kernel nobody knows of.
-            channel.request("forget", kernel_id=self.kernel_id)
             raise KernelFailed(
-                "The remote kernel could not be started: the link to the session is down.",
-                cause=channel.cause,
+                f"The remote kernel could not be started: {_trouble(channel)}.", cause=channel.cause
             ) from error
         self._pid = kernel["pid"]
         again = kernel.get("adopted", {}).get("again", {})
         self._again = {int(channel): messages for channel, messages in again.items()}
         self._awaited = len(notes)
         self._prepare_server(busy="adopted" in kernel and kernel["state"] == "busy")
-        self._launched = self._started_before = True
-        self._told = False
         port = self._port
         assert port is not None
         self.connection_info = cast("KernelConnectionInfo", dict(port.info))
+        self._launched = self._started_before = True
+        self._told = False
         return self.connection_info
+
+    def _give_up(self) -> None:
+        """A start has failed, after which jupyter_client cleans nothing up."""
+        if self._channel is None:
+            return
+        if self._started_before:
+            # A restart: the kernel was to end. One that would have been adopted goes on living.
+            self._channel.request("forget", kernel_id=self.kernel_id)
+        if self._stream is not None:
+            self._channel.close_port(self._stream)
+            self._stream = None
 
     async def cleanup(self, restart: bool = False) -> None:
         if restart or self._channel is None or self._stream is None or self._left_alone:
@@ -257,6 +274,12 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
         self.log.warning("Kernel %s: %s", self.kernel_id, reason)
         if self.parent is not None and self.parent.has_trait("reason"):
             self.parent.reason = reason
+
+
+def _trouble(channel: SessionChannel) -> str:
+    if channel.up.is_set():
+        return "the helper on the remote machine did not answer in time"
+    return f"the link to the session is down ({channel.cause})"
 
 
 async def _result(future: Future[Any], timeout: float) -> Any:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,13 @@ SOCKETS_FILE = "sockets"
 SOCKET_PATH_LIMIT = 80
 CURRENT = "current"
 """A link to the directory of the server that started last: what JUPYTER_PATH of other programs can name."""
+PNG = b"\x89PNG\r\n\x1a\n"
+EXPLANATION = (
+    "This kernel runs on the machine of a ClearML session. It needs the clearml-session provisioner: a program "
+    "that starts kernels by jupyter_client 7 or newer, with jupyterlab-clearml-session installed."
+)
+PLACEHOLDER = [sys.executable, "-c", f"raise SystemExit({EXPLANATION!r})"]
+"""What a program runs that ignores provisioners. Never the command of the remote machine: it is for over there."""
 
 
 class ServerDirectory:
@@ -85,7 +93,7 @@ class ServerDirectory:
         return [path for path in self.root.iterdir() if path.name.isdigit() and path.is_dir()]
 
     def write(self, session: Session, specs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Write the kernelspecs of a session, as the helper lists them; return their local names."""
+        """Write the kernelspecs of a session, `distinct` ones; return their local names."""
         self.remove(session.id)
         names = []
         for remote_name, spec in sorted(specs.items()):
@@ -93,9 +101,9 @@ class ServerDirectory:
             folder = self.kernels / name
             folder.mkdir(mode=0o700)
             for file_name, content in spec.get("resources", {}).items():
-                # The names come from the remote machine: nothing that could lead out of the folder.
-                if re.fullmatch(r"logo-[\w.-]+", file_name):
-                    (folder / file_name).write_bytes(base64.b64decode(content))
+                data = base64.b64decode(content)
+                if _is_logo(file_name, data, session):
+                    (folder / file_name).write_bytes(data)
             body = kernel_json(session, remote_name, spec, self.path)
             (folder / "kernel.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
             names.append(name)
@@ -141,6 +149,14 @@ def local_name(session_id: str, remote_name: str) -> str:
     return _prefix(session_id) + re.sub(r"[^a-zA-Z0-9._-]", "-", remote_name)
 
 
+def distinct(session_id: str, specs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the kernelspecs without those whose local name, upper and lower case apart, another one has."""
+    by_local_name: dict[str, str] = {}
+    for remote_name in sorted(specs):
+        by_local_name.setdefault(local_name(session_id, remote_name).lower(), remote_name)
+    return {remote_name: specs[remote_name] for remote_name in by_local_name.values()}
+
+
 def kernel_json(
     session: Session, remote_name: str, spec: Mapping[str, Any], directory: Path
 ) -> dict[str, Any]:
@@ -156,13 +172,19 @@ def kernel_json(
     }
     metadata["clearml_session"] = {"session_id": session.id, "remote_kernel": remote_name}
     return {
-        # What runs over there; here the provisioner takes its place.
-        "argv": list(spec["argv"]),
+        "argv": PLACEHOLDER,
         "display_name": f"{spec['display_name']} · {session.name}",
         "language": spec["language"],
         "interrupt_mode": spec["interrupt_mode"],
         "metadata": metadata,
     }
+
+
+def _is_logo(file_name: str, data: bytes, session: Session) -> bool:
+    """Jupyter serves these files in its own origin: from someone else's machine none that could hold a script."""
+    if file_name == "logo-svg.svg":
+        return session.mine
+    return file_name in ("logo-32x32.png", "logo-64x64.png") and data.startswith(PNG)
 
 
 def _prefix(session_id: str) -> str:

@@ -81,13 +81,14 @@ class IdleWatch:
         server = _jupyter_server(machine.find_jupyter(self._session_id))
         if server is None:
             return
-        try:
-            things = [*_ask(server, "api/kernels"), *_ask(server, "api/terminals")]
-        except (OSError, ValueError):
-            return  # it is not there, or has no terminals: our own kernels decide
-        for thing in things:
-            last = datetime.fromisoformat(thing["last_activity"].replace("Z", "+00:00")).timestamp()
-            yield now if thing.get("execution_state") == "busy" else now - (time.time() - last)
+        for path in ("api/kernels", "api/terminals"):
+            try:
+                things = _ask(server, path)
+            except (OSError, ValueError):
+                continue  # it is not there, or has no terminals: the rest decides
+            for thing in things:
+                last = datetime.fromisoformat(thing["last_activity"].replace("Z", "+00:00")).timestamp()
+                yield now if thing.get("execution_state") == "busy" else now - (time.time() - last)
 
 
 def _jupyter_server(pid: int | None) -> dict[str, Any] | None:

@@ -48,9 +48,8 @@ def find_task(session_id: str) -> int | None:
     """Return the main process of the session's Task: the oldest one whose environment names the Task."""
     pids = [
         pid
-        for pid, command in _processes()
-        if "clearml_session_helper" not in command
-        and environment(pid).get("CLEARML_TASK_ID") == session_id
+        for pid, _ in _processes()
+        if environment(pid).get("CLEARML_TASK_ID") == session_id
         and "CLEARML_SESSION_HELPER" not in environment(pid)
     ]
     return min(pids, key=lambda pid: (_start_time(pid) or 0, pid)) if pids else None

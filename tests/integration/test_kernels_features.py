@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jupyterlab_clearml_session.errors import NotAttached
+from jupyterlab_clearml_session.errors import NotAttached, UnknownKernel
 
 from ..kernel_fixture import SESSION_ID, RemoteMachine, machine, session
 from ..kernel_server_fixture import app, attached
@@ -183,6 +183,14 @@ async def test_two_sessions_side_by_side(machine: RemoteMachine, app: Any) -> No
         ids = [await app.kernel_manager.start_kernel(kernel_name=name) for name in names]
         for session_id, kernel_id in zip((SESSION_ID, OTHER_ID), ids, strict=True):
             assert [known["id"] for known in await setup.kernels.list_kernels(session_id)] == [kernel_id]
+        ids.append(await app.kernel_manager.start_kernel(kernel_name="python3"))
+        for foreign in ids[1:]:
+            with pytest.raises(UnknownKernel):
+                await setup.kernels.kill_kernel(SESSION_ID, foreign)
+            with pytest.raises(UnknownKernel):
+                await setup.kernels.adopt(SESSION_ID, foreign)
+        assert sorted(app.kernel_manager.list_kernel_ids()) == sorted(ids)
+        await app.kernel_manager.shutdown_kernel(ids.pop(), now=True)
         await setup.sessions.on_gone(OTHER_ID)
         assert app.kernel_manager.list_kernel_ids() == ids[:1]
         assert names[1] not in app.kernel_spec_manager.find_kernel_specs()

@@ -15,7 +15,7 @@ from jupyter_server.utils import url_path_join
 from tornado.httpclient import HTTPClientError
 
 from jupyterlab_clearml_session.api.handlers import handlers
-from jupyterlab_clearml_session.errors import NotAttached, UnknownKernel
+from jupyterlab_clearml_session.errors import Conflict, KernelFailed, NotAttached, TunnelDown, UnknownKernel
 from jupyterlab_clearml_session.kernels.channel import SessionChannel
 
 from ..kernel_fixture import SESSION_ID, RemoteMachine, machine, start_kernel
@@ -201,6 +201,51 @@ async def test_a_foreign_kernel_is_listed_adopted_on_request_and_killed(
         assert refused.value.code == 404
         assert refused.value.response is not None
         assert json.loads(refused.value.response.body)["error"]["code"] == UnknownKernel.code
+
+
+async def test_someone_elses_session_says_nothing_about_notebooks_here(
+    machine: RemoteMachine, app: Any
+) -> None:
+    """What its machine claims of a kernel is not believed: that this server had it, and for which notebook."""
+    manager = app.kernel_manager
+    notebook = Path(app.root_dir) / "work.ipynb"
+    notebook.write_text("{}")
+    async with attached(machine, app) as setup:
+        assert setup.sessions.on_gone is not None
+        kernel_id = await manager.start_kernel(kernel_name=NAME, env={"JPY_SESSION_NAME": str(notebook)})
+        await setup.sessions.on_gone(SESSION_ID)
+        await setup.attach(mine=False)
+        assert manager.list_kernel_ids() == []
+        assert await setup.kernels.adopt(SESSION_ID, kernel_id) == kernel_id
+        assert manager.list_kernel_ids() == [kernel_id]
+        assert await app.session_manager.list_sessions() == []
+
+
+async def test_a_kernel_whose_id_is_taken_here_is_not_adopted(machine: RemoteMachine, app: Any) -> None:
+    async with attached(machine, app) as setup:
+        kernel_id = await app.kernel_manager.start_kernel(kernel_name="python3")
+        channel = SessionChannel(machine.dial)
+        channel.start()
+        await asyncio.to_thread(start_kernel, channel, machine.home, kernel_id)
+        (known,) = await setup.kernels.list_kernels(SESSION_ID)
+        assert (known["id"], known["adopted"]) == (kernel_id, False)
+        with pytest.raises(Conflict):
+            await setup.kernels.adopt(SESSION_ID, kernel_id)
+        await asyncio.to_thread(channel.close)
+
+
+async def test_who_asks_while_the_link_is_down_is_told_why(machine: RemoteMachine, app: Any) -> None:
+    async def no_helper(session_id: str, wait: float = 0.0) -> Any:
+        raise KernelFailed("there is no pyzmq over there")
+
+    async with attached(machine, app) as setup:
+        setup.sessions.tunnel = no_helper  # type: ignore[method-assign]
+        channel = await setup.kernels.channel(SESSION_ID)
+        await setup.server.drop()
+        while "pyzmq" not in channel.cause:
+            await asyncio.sleep(0.01)
+        with pytest.raises(TunnelDown, match="there is no pyzmq over there"):
+            await setup.kernels._ask(SESSION_ID, "metrics", timeout=0.1)
 
 
 async def test_culling_works_on_remote_kernels(machine: RemoteMachine, app: Any) -> None:
