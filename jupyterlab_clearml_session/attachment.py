@@ -12,8 +12,11 @@ from .deadlines import within
 from .errors import (
     ClearMLSessionError,
     JupyterPortClash,
+    RemoteBadAnswer,
+    RemoteDeadline,
     RemoteJupyterGone,
     RemoteRefused,
+    TooManyChannels,
     TunnelDown,
     TunnelError,
 )
@@ -24,7 +27,13 @@ from .ssh.tunnel import Tunnel
 
 _FOREVER = 10.0**9
 _WARM_UP = 0.25
-"""Seconds between two probes while the remote Jupyter has not answered yet."""
+"""Seconds between two probes while the remote Jupyter does not answer yet, or for once."""
+
+_NOT_ITS_OWN = (TunnelDown, TunnelError, TooManyChannels)
+"""What a probe may meet that says nothing of the remote Jupyter."""
+
+_BUSY = (RemoteDeadline, RemoteBadAnswer)
+"""What a Jupyter that is well does as well, for a while: it computes, or something before it restarts."""
 
 
 class Attachment:
@@ -41,7 +50,8 @@ class Attachment:
     probe_interval:
         Seconds between two looks at a remote Jupyter that is well.
     patience:
-        Seconds for which a Jupyter that has published its port may refuse connections.
+        Seconds for which a Jupyter that has published its port may refuse connections, and any may be too busy to
+        answer.
     """
 
     def __init__(
@@ -72,23 +82,30 @@ class Attachment:
     def start(self) -> None:
         """Begin to connect."""
         self.tunnel.start()
-        self._watcher = asyncio.create_task(self._watch(), name="clearml-session-watch")
+        self._start_watching()
 
     def reconnect(self) -> None:
         """Connect anew now, also after a fatal cause."""
         self._learn(jupyter=False, trouble=None)
         self.tunnel.reconnect()
         if self._watcher is None or self._watcher.done():
-            self._watcher = asyncio.create_task(self._watch(), name="clearml-session-watch")
+            self._start_watching()
         self._look.set()
 
     async def close(self) -> None:
         """Close the tunnel and stop watching. Never raises."""
         if self._watcher is not None:
             self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+            await asyncio.gather(self._watcher, return_exceptions=True)  # `_watch_ended` tells of a failure
         await self.tunnel.close()
+
+    def _start_watching(self) -> None:
+        self._watcher = asyncio.create_task(self._watch(), name="clearml-session-watch")
+        self._watcher.add_done_callback(self._watch_ended)
+
+    def _watch_ended(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled() and (failure := watcher.exception()) is not None:
+            self._log.error("clearml-session: a session is not watched any more", exc_info=failure)
 
     def _on_status(self, status: TunnelStatus) -> None:
         if status.state is TunnelState.UP:
@@ -96,26 +113,27 @@ class Attachment:
         self._on_change()
 
     async def _watch(self) -> None:
-        refused_since: float | None = None
+        failing_since: float | None = None
         loop = asyncio.get_running_loop()
         while True:
             try:
                 await self.tunnel.wait_up(_FOREVER)
             except TunnelError:
                 return  # fatal; the status says why, and reconnect() starts us again
+            if self._look.is_set():
+                failing_since = None  # what failed on another connection does not count
             self._look.clear()
             published = self._published()
             wait = self._probe_interval
             if published.wants_jupyter and published.jupyter_port:
                 trouble = await self._probe(published)
-                if isinstance(trouble, (RemoteRefused, RemoteJupyterGone)) and not self.jupyter:
-                    # The port is published a moment before Jupyter listens on it.
-                    refused_since = refused_since or loop.time()
-                    if loop.time() - refused_since < self._patience:
-                        trouble, wait = None, _WARM_UP
-                else:
-                    refused_since = None
-                if wait != _WARM_UP and not isinstance(trouble, TunnelDown):
+                # The port is published a moment before Jupyter listens on it.
+                starting = isinstance(trouble, RemoteJupyterGone) and not self.jupyter
+                may_pass = starting or isinstance(trouble, _BUSY)
+                failing_since = (failing_since or loop.time()) if may_pass else None
+                if failing_since is not None and loop.time() - failing_since < self._patience:
+                    wait = _WARM_UP
+                elif not isinstance(trouble, _NOT_ITS_OWN):
                     self._learn(jupyter=trouble is None, trouble=trouble.to_json() if trouble else None)
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(self._look.wait(), wait)

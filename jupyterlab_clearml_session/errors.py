@@ -312,6 +312,14 @@ class RemoteRefused(ClearMLSessionError):
     status = 502
 
 
+class TooManyChannels(ClearMLSessionError):
+    """As many channels to the remote machine are open as may be."""
+
+    code = "too_many_channels"
+    status = 503
+    default_hint = "Close some of the pages or forwards that are open to it."
+
+
 class RemoteBadAnswer(ClearMLSessionError):
     """The remote service broke its protocol, or the connection, in the middle of an answer."""
 

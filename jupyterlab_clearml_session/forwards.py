@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import Conflict
+from .errors import Conflict, RemoteBadAnswer
 from .files import write_private
+from .models import SshTarget
 from .sessions import SessionManager
 
 SSH = "ssh"
@@ -40,13 +41,15 @@ class ForwardManager:
         The answer to "ssh" holds a command that works as it stands in a terminal, and the same as a block for
         ``~/.ssh/config``; the password only with ``show_password``. A port that leads to SSH already is answered
         again, unless another one is asked for. Raises as `SessionManager.tunnel`, Conflict
-        where the local port is in use, RemoteRefused where the session has no SSH server.
+        where the local port is in use, RemoteRefused where the session has no SSH server, RemoteBadAnswer where
+        what it publishes must not get into a configuration of SSH.
         """
         tunnel = await self._sessions.tunnel(session_id)
         if remote_port != SSH:
             forwarded = await tunnel.forward(int(remote_port), local_port)
             return {"local_port": forwarded.local_port, "remote_port": forwarded.remote_port}
         target, port = await self._sessions.ssh(session_id)
+        _check(target)
         open_ports = () if local_port else tunnel.forwards
         forwarded = next(
             (one for one in open_ports if (session_id, one.local_port) in self._to_ssh), None
@@ -93,6 +96,15 @@ class ForwardManager:
         """Remove what was kept for a session that was detached."""
         self._to_ssh = {entry for entry in self._to_ssh if entry[0] != session_id}
         (self._directory / f"clearml-{session_id[:8]}").unlink(missing_ok=True)
+
+
+def _check(target: SshTarget) -> None:
+    """Refuse what would add options to the command or lines to a file: the Task may have been edited by anybody."""
+    name = target.username
+    if not name.isprintable() or name.startswith("-") or set(name) & set(" \"'"):
+        raise RemoteBadAnswer("The session's user name holds characters that no user name has")
+    if not all(key.isprintable() for key in target.host_keys):
+        raise RemoteBadAnswer("The session publishes a host key that cannot be read")
 
 
 def _command(alias: str, known_hosts: Path, port: int, user: str) -> str:

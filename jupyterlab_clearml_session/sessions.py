@@ -90,7 +90,9 @@ class SessionManager(Configurable):
         config=True
     )
     jupyter_patience = Float(
-        30.0, help="Seconds for which a remote Jupyter may refuse connections after it published its port."
+        30.0,
+        help="Seconds for which a remote Jupyter may refuse connections after it published its port, "
+        "and for which one may be too busy to answer.",
     ).tag(config=True)
 
     def __init__(

@@ -92,6 +92,34 @@ async def test_someone_elses_session_opens_after_a_warning_only(proxy: Proxy) ->
     assert proxy.service.requests[-1].get("Cookie") is None
 
 
+async def test_someone_elses_session_opens_for_a_program_with_the_token_but_for_no_other_header(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.serverapp.web_app.settings["clearml_session_manager"].mine = False
+    browser = Browser(proxy)
+    await browser.login()
+    token = proxy.serverapp.identity_provider.token
+    port = proxy.serverapp.port
+    path = f"{proxy.base}/port/{proxy.service.port}/x"
+    for scheme in ("token", "Bearer"):
+        assert "200 OK" in await visit(port, path, "", f"Authorization: {scheme} {token}", navigates=False)
+    seen = len(proxy.service.requests)
+    # As a proxy in front of the local server adds them; it is the cookie, or the query, that logs in.
+    for added in ("Basic YWRhOng=", f"Basic {token}", "Bearer an-sso-s", "Negotiate x", f"token{token}"):
+        for query in ("", f"?token={token}", f"?%74oken={token}"):
+            for navigates in (True, False):
+                answer = await visit(
+                    port, path + query, browser.cookie, f"Authorization: {added}", navigates=navigates
+                )
+                assert answer.startswith("HTTP/1.1 403"), (added, query)
+                assert "launched by Ada" in answer
+    # An identity provider may call something else a token, a cookie say.
+    provider = type(proxy.serverapp.identity_provider)
+    monkeypatch.setattr(provider, "is_token_authenticated", lambda *_: True)
+    assert "launched by Ada" in await visit(port, path, browser.cookie, "Authorization: Basic YWRhOng=")
+    assert len(proxy.service.requests) == seen
+
+
 async def warned(proxy: Proxy, kind: str) -> tuple[str, str]:
     """Visit someone else's session; return the login cookie and the warning's link to an own address."""
     proxy.serverapp.web_app.settings["clearml_session_manager"].mine = False
@@ -207,6 +235,8 @@ FROM_SITES: list[tuple[str, list[str], int]] = [
     ("POST", ["Sec-Fetch-Site: same-origin"], 200),
     ("POST", ["Origin: http://evil.example"], 403),
     ("POST", ["Origin: null"], 403),
+    ("POST", ["Origin: http://["], 403),
+    ("GET", ["Origin: http://[", "Connection: Upgrade", "Upgrade: websocket"], 403),
     ("POST", ["Origin: http://evil.example", "Sec-Fetch-Site: same-origin"], 403),
     ("POST", ["Sec-Fetch-Site: cross-site"], 403),
     ("POST", ["Sec-Fetch-Site: same-site"], 403),

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from unittest import mock
 
 import pytest
 
 from jupyterlab_clearml_session.errors import ConnectionLost
+from jupyterlab_clearml_session.models import TunnelState
+from jupyterlab_clearml_session.proxy.state import ProxyState
 from jupyterlab_clearml_session.proxy.transport import Exchange
 from jupyterlab_clearml_session.ssh.channel import Channel
+
+from .sshd_fixture import ssh_server
+from .tunnel_fixture import Watched, echo_port
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -27,3 +34,27 @@ async def test_a_browser_that_goes_while_the_answer_arrives() -> None:
     with pytest.raises(ConnectionLost):
         await answer
     pool.give_back.assert_not_called()
+
+
+async def test_nothing_is_kept_of_a_tunnel_that_was_closed() -> None:
+    state = ProxyState()
+    async with ssh_server() as server, echo_port() as port:
+        watched = Watched(server.target())
+        async with watched:
+            await watched.tunnel.wait_up(5)
+            pool = state.pool(watched.tunnel)
+            assert state.pool(watched.tunnel) is pool
+            pool.cookies[port].add("sid")
+            channel, _ = await pool.take(port, bulk=False)
+            pool.give_back(channel, port, bulk=False)
+            await server.drop()
+            await watched.until(lambda status: status.state is TunnelState.RECONNECTING)
+            await watched.tunnel.wait_up(5)
+            assert state.pool(watched.tunnel).cookies[port] == {"sid"}
+            other = state.pool(Watched(server.target()).tunnel)
+        assert set(state._pools.values()) == {other}
+        assert pool._timer is None
+        kept = weakref.ref(watched.tunnel)
+        del watched, pool, channel
+        gc.collect()
+        assert kept() is None

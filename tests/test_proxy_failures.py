@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -272,6 +273,21 @@ async def test_tunnel_that_is_down_is_a_page_that_tries_again(proxy: Proxy) -> N
     assert page.code == 503
     assert b'http-equiv="refresh"' in page.body
     assert page.headers["Cache-Control"] == "no-store"
+
+
+@BOTH_WAYS
+async def test_too_many_channels_are_a_page_that_says_so(proxy: Proxy) -> None:
+    await proxy.tunnel.wait_up(5)
+    link = proxy.tunnel._link
+    assert link is not None
+    proxy.tunnel.settings = link._settings = replace(link._settings, max_channels=0)
+    answer = await proxy.get("port", "x")
+    assert answer.code == 503
+    assert json.loads(answer.body)["error"]["code"] == "too_many_channels"
+    page = await proxy.get("port", "x", headers=dict(NAVIGATION))
+    assert page.code == 503
+    assert b"Too much is open" in page.body
+    assert b"Reconnecting" not in page.body
 
 
 @BOTH_WAYS

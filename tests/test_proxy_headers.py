@@ -63,6 +63,8 @@ def test_cookie_of_a_service_that_knows_its_prefix_stays_below_it() -> None:
         ("//example.org/x", "//example.org/x"),
         ("lab", "lab"),
         ("?x", "?x"),
+        ("http://[", "http://["),
+        ("http://localhost:x/", "http://localhost:x/"),
     ],
 )
 def test_location_is_mapped(value: str, expected: str) -> None:
@@ -100,6 +102,8 @@ def test_request_headers() -> None:
 def test_referer_from_elsewhere_and_foreign_origin_tell_nothing() -> None:
     sent = [("Referer", "http://lab:1/lab?token=secret"), ("Origin", "https://elsewhere.example")]
     assert to_remote(sent, STRIPPED, "lab:1", set()) == [("Host", "localhost:3000"), ("Origin", "null")]
+    unreadable = [("Referer", "http://[/lab?token=secret"), ("Origin", "http://[")]
+    assert to_remote(unreadable, STRIPPED, "lab:1", set()) == [("Host", "localhost:3000"), ("Origin", "null")]
 
 
 def test_token_is_added_for_jupyter_only() -> None:

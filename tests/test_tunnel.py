@@ -26,14 +26,17 @@ from jupyterlab_clearml_session.errors import (
     HostNotFound,
     RemoteDeadline,
     RemoteRefused,
+    TooManyChannels,
     TunnelDown,
+    TunnelError,
 )
 from jupyterlab_clearml_session.models import HostKeyTrust, SshTarget, TunnelState
 from jupyterlab_clearml_session.ssh import relay
 from jupyterlab_clearml_session.ssh.ports import listening_ports, process_name
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
+from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
-from .sshd_fixture import PASSWORD, Relay, ssh_server
+from .sshd_fixture import PASSWORD, Relay, SshServer, ssh_server
 from .tunnel_fixture import EAGER, Watched, echo_port
 
 WATCHFUL = TunnelSettings(probe_interval=0.2, probe_deadline=0.4, backoff_initial=0.01, backoff_max=0.05)
@@ -289,11 +292,32 @@ async def test_number_of_channels_is_bounded() -> None:
         await watched.tunnel.run("true", timeout=5)
         one = await watched.tunnel.open_channel(port)
         await watched.tunnel.open_channel(port)
-        with pytest.raises(RemoteRefused, match="2 open channels"):
+        with pytest.raises(TooManyChannels, match="2 open channels"):
             await watched.tunnel.open_channel(port)
         one.close()
         await one.wait_closed()
         await watched.tunnel.open_channel(port)
+
+
+async def test_too_many_channels_say_nothing_of_the_relay() -> None:
+    settings = replace(FAR, max_channels=2)
+    async with ssh_server() as server, echo_port() as port, Watched(server.target(), settings) as watched:
+        await watched.tunnel.wait_up(5)
+        await watched.tunnel.run("true", timeout=5)
+        plain = [await watched.tunnel.open_channel(port) for _ in range(2)]
+        with pytest.raises(TooManyChannels):  # no room for the process that relays
+            await watched.tunnel.open_prompt_channel(port)
+        for channel in plain:
+            channel.close()
+            await channel.wait_closed()
+        prompt = await watched.tunnel.open_prompt_channel(port)
+        with pytest.raises(TooManyChannels):  # it runs, but there is no room for a channel to it
+            await watched.tunnel.open_prompt_channel(port)
+        prompt.close()
+        await prompt.wait_closed()
+        await watched.tunnel.open_prompt_channel(port)
+        assert server.channels_opened == 2  # only an ordinary channel is one to a port
+        assert not (await watched.tunnel.open_wide_channel(port)).wide  # three would be too many
 
 
 async def test_forwarded_port_survives_a_reconnect_and_ends_with_the_tunnel() -> None:
@@ -313,6 +337,24 @@ async def test_forwarded_port_survives_a_reconnect_and_ends_with_the_tunnel() ->
         assert watched.tunnel.forwards == []
         with pytest.raises(OSError, match="Connect call failed"):
             await asyncio.open_connection("127.0.0.1", forwarded.local_port)
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+async def test_forwarded_port_that_is_closed_ends_connections_that_wait_for_the_tunnel(waiting: bool) -> None:
+    def away() -> SshTarget:
+        raise ClearMLUnreachable("The ClearML server is away.")
+
+    async with Watched(away, TunnelSettings(backoff_initial=60.0, backoff_max=60.0)) as watched:
+        forwarded = await watched.tunnel.forward(80)
+        reader, writer = await asyncio.open_connection("127.0.0.1", forwarded.local_port)
+        while not forwarded._connections:
+            await asyncio.sleep(0)
+        if waiting:
+            await asyncio.sleep(0.05)
+        await forwarded.close()
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
 
 
 # -- who is at the other end
@@ -397,7 +439,12 @@ async def test_no_secret_is_written(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize(
     ("address", "port", "cause"),
-    [("no-such-host.invalid", 22, HostNotFound), ("127.0.0.1", 1, ConnectionRefused)],
+    [
+        ("no-such-host.invalid", 22, HostNotFound),
+        ("gw..example.com", 22, HostNotFound),
+        ("x" * 64 + ".example.com", 22, HostNotFound),
+        ("127.0.0.1", 1, ConnectionRefused),
+    ],
 )
 async def test_cause_before_ssh(address: str, port: int, cause: type[Exception]) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
@@ -448,6 +495,40 @@ async def test_what_the_target_raises_is_the_attempts_cause() -> None:
             await watched.until(lambda status: status.attempt >= 2)
             assert watched.causes()[0] == ClearMLUnreachable.code
             down = False
+            await watched.tunnel.wait_up(5)
+
+
+async def test_a_fault_in_an_attempt_is_its_cause_and_the_next_one_is_made(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with ssh_server() as server:
+        faulty = True
+
+        def target() -> SshTarget:
+            if faulty:
+                raise KeyError("no such thing")
+            return server.target()
+
+        async with Watched(target) as watched:
+            await watched.until(lambda status: status.attempt >= 2)
+            assert watched.causes()[0] == TunnelError.code
+            assert "no such thing" in caplog.text
+            faulty = False
+            await watched.tunnel.wait_up(5)
+
+
+async def test_one_who_fails_on_hearing_of_a_state_does_not_end_the_tunnel() -> None:
+    def fail(_status: object) -> None:
+        raise ValueError
+
+    async with ssh_server() as server:
+        watched = Watched(server.target())
+        watched.tunnel._on_status = fail
+        async with watched:
+            await watched.tunnel.wait_up(5)
+            await server.drop()
+            while server.accepted < 2:
+                await asyncio.sleep(0.01)
             await watched.tunnel.wait_up(5)
 
 
@@ -549,6 +630,72 @@ async def test_close_leaves_nothing() -> None:
     await asyncio.sleep(0)
     left = {task for task in asyncio.all_tasks() - before if not task.done() and "Tunnel" in repr(task)}
     assert left == set()
+
+
+async def begin_bulk(tunnel: Tunnel, relay: Relay) -> asyncio.Task[Any]:
+    """Let a request wait for a bulk connection whose server does not speak yet."""
+    relay.freeze()
+    asked = relay.accepted
+    opening = asyncio.create_task(tunnel.open_channel(80, bulk=True))
+    while relay.accepted == asked:
+        await asyncio.sleep(0.01)
+    return opening
+
+
+async def test_bulk_connection_that_is_made_while_the_tunnel_closes_is_closed() -> None:
+    async with ssh_server() as server, Relay(server.port) as relay:
+        async with Watched(server.target(port=relay.port)) as watched:
+            await watched.tunnel.wait_up(5)
+            opening = await begin_bulk(watched.tunnel, relay)
+            await watched.tunnel.close()
+            relay.thaw()
+            with pytest.raises(TunnelDown):
+                await asyncio.wait_for(opening, 5)
+        assert server.accepted == 2
+        await until_gone(server)
+
+
+async def test_bulk_connection_to_an_old_address_is_closed() -> None:
+    async with ssh_server() as old, ssh_server(key=old.key) as new, Relay(old.port) as relay:
+        target = old.target(port=relay.port)
+        async with Watched(lambda: target) as watched:
+            await watched.tunnel.wait_up(5)
+            opening = await begin_bulk(watched.tunnel, relay)
+            target = new.target()
+            watched.tunnel.reconnect()
+            while not new.connections:
+                await asyncio.sleep(0.01)
+            await watched.tunnel.wait_up(5)
+            relay.thaw()
+            with pytest.raises(TunnelDown):
+                await asyncio.wait_for(opening, 5)
+            assert old.accepted == 2
+            await until_gone(old)
+
+
+async def test_connection_is_gone_although_whoever_closed_it_was_cancelled() -> None:
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        await watched.tunnel.wait_up(5)
+        link = watched.tunnel._link
+        assert link is not None
+        closing = asyncio.create_task(link.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        assert closing.cancelled()
+        while server.accepted < 2:
+            await asyncio.sleep(0.01)
+        await watched.tunnel.close()
+        await until_gone(server)
+
+
+async def until_gone(server: SshServer) -> None:
+    """Return when no connection to it is open."""
+    for _ in range(200):
+        if not server.connections:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{len(server.connections)} connections are open")
 
 
 async def test_window_grows_with_the_distance() -> None:

@@ -6,7 +6,14 @@ import html
 import json
 from http.client import responses
 
-from ..errors import ClearMLSessionError, ConnectionLost, ForeignSession, NotAttached, TunnelDown
+from ..errors import (
+    ClearMLSessionError,
+    ConnectionLost,
+    ForeignSession,
+    NotAttached,
+    TooManyChannels,
+    TunnelDown,
+)
 
 RETRY_AFTER = 2
 """Seconds after which a browser asks again while the tunnel is down."""
@@ -64,12 +71,15 @@ def reason(status: int) -> str:
 
 
 def retries(error: ClearMLSessionError) -> bool:
-    """Whether the page tries again by itself: the tunnel is on its way, or can be asked for in the panel."""
+    """Whether the page tries again by itself: what it waits for is on its way, or can be asked for in the panel."""
     return error.status == 503 or isinstance(error, NotAttached)
 
 
 def page_of(error: ClearMLSessionError) -> str:
     """Return a page that says what happened and what to do, and reloads itself where that will help."""
+    title = _TITLES.get(error.status, "The remote service cannot be reached")
+    if isinstance(error, TooManyChannels):
+        title = "Too much is open to the session"
     link = ""
     if isinstance(error, ForeignSession):
         link = f'<p><a href="{html.escape(error.link)}">Open it all the same</a></p>\n'
@@ -79,7 +89,7 @@ def page_of(error: ClearMLSessionError) -> str:
             link = f"<p><a {where}>Open it at an address of its own</a>, where it can do none of that</p>\n{link}"
     return _PAGE.format(
         refresh=f'<meta http-equiv="refresh" content="{RETRY_AFTER}">\n' if retries(error) else "",
-        title=html.escape(_TITLES.get(error.status, "The remote service cannot be reached")),
+        title=html.escape(title),
         message=html.escape(error.message),
         hint=html.escape(error.hint),
         link=link,

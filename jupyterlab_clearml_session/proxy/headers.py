@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote_plus, urlsplit
+from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 from .http1 import Headers
 
@@ -189,7 +189,9 @@ def confine_cookie(value: str, route: Route) -> str | None:
 
 def location(value: str, route: Route) -> str:
     """Map a ``Location`` that leads into the remote service to the proxied path; leave any other alone."""
-    parts = urlsplit(value)
+    parts = _split(value)
+    if parts is None:
+        return value
     if parts.netloc:
         if not _is_remote_itself(parts.hostname, _port(parts), route):
             return value
@@ -206,11 +208,6 @@ def strip_token(query: str, *, names: frozenset[str] = frozenset({"token"})) -> 
     if not query:
         return query
     return "&".join(part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names)
-
-
-def has_token(query: str, token: str) -> bool:
-    """Whether a query string carries `token` as the value of its ``token`` parameter."""
-    return bool(token) and ("token", token) in parse_qsl(query)
 
 
 def _named_by_connection(headers: Iterable[tuple[str, str]]) -> frozenset[str]:
@@ -235,24 +232,34 @@ def _cookie_path(path: str, route: Route) -> str:
 
 
 def _origin(value: str, local_host: str, route: Route) -> str:
-    return f"http://{route.host}" if urlsplit(value).netloc.lower() == local_host.lower() else "null"
+    parts = _split(value)
+    is_local = parts is not None and parts.netloc.lower() == local_host.lower()
+    return f"http://{route.host}" if is_local else "null"
 
 
 def _referer(value: str, local_host: str, route: Route) -> str | None:
-    parts = urlsplit(value)
-    path = route.to_remote(parts.path)
-    if parts.netloc.lower() != local_host.lower() or path is None:
+    parts = _split(value)
+    path = route.to_remote(parts.path) if parts is not None else None
+    if parts is None or parts.netloc.lower() != local_host.lower() or path is None:
         return None  # elsewhere in the local server: its path and query are none of the remote's business
     query = strip_token(parts.query)
     return f"http://{route.host}{path}" + (f"?{query}" if query else "")
+
+
+def _split(value: str) -> SplitResult | None:
+    """Return the parts of an address; None where it is none (``http://[``)."""
+    try:
+        return urlsplit(value)
+    except ValueError:
+        return None
 
 
 def _is_remote_itself(hostname: str | None, port: int | None, route: Route) -> bool:
     return hostname in LOOPBACK_NAMES and (port or 80) == route.port
 
 
-def _port(parts: object) -> int | None:
+def _port(parts: SplitResult) -> int | None:
     try:
-        return getattr(parts, "port", None)
+        return parts.port
     except ValueError:
         return None

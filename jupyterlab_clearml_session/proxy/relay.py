@@ -105,6 +105,8 @@ class Relay:
         self._exchange: Exchange | None = None
         self._early: asyncio.Task[http1.ResponseHead] | None = None
         self._route: Route
+        self._cookies: set[str]
+        """Names of the cookies that the service has set."""
 
     # -- before the body
 
@@ -125,8 +127,10 @@ class Relay:
         method = self._request.method or "GET"
         chunked, length = http1.request_framing(self._request.headers.get_all())
         has_body = chunked or (length is not None and length != "0")
+        pool = self._state.pool(tunnel)
+        self._cookies = pool.cookies[route.port]
         exchange = Exchange(
-            self._state.pool(tunnel),
+            pool,
             route.port,
             method,
             bulk=self._is_bulk(length),
@@ -142,7 +146,7 @@ class Relay:
 
     def _headers(self, length: str | None, chunked: bool, has_body: bool) -> http1.Headers:
         request = self._request
-        result = to_remote(request.headers.get_all(), self._route, request.host, self._cookies())
+        result = to_remote(request.headers.get_all(), self._route, request.host, self._cookies)
         if self._service.is_page(self._path) or self._service.is_kernelspecs(self._path):
             # What comes may have to be rewritten.
             result = [(name, value) for name, value in result if name.lower() != "accept-encoding"]
@@ -389,16 +393,10 @@ class Relay:
         is_page = head.status >= 400 or (head.status == 200 and self._service.is_page(self._path))
         return jupyter_pages.rewrite if is_page and content == "text/html" else None
 
-    def _cookies(self) -> set[str]:
-        return self._state.cookies(self._service.session_id, self._route.port)
-
     def _remember_cookies(self, head: http1.ResponseHead) -> None:
-        names = set_cookie_names(head.headers)
-        if names:
-            known = self._cookies()
-            for name in names:
-                if len(known) < MAX_COOKIE_NAMES:
-                    known.add(name)
+        for name in set_cookie_names(head.headers):
+            if len(self._cookies) < MAX_COOKIE_NAMES:
+                self._cookies.add(name)
 
 
 def is_websocket(request: HTTPServerRequest) -> bool:

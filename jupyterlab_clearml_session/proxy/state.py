@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from ..ssh.tunnel import Tunnel
 from .admissions import Admissions
@@ -24,13 +23,12 @@ class ProxySettings:
 
 
 class ProxyState:
-    """What requests share: idle channels per tunnel, cookie names per service, and who was admitted."""
+    """What requests share: what is kept of each tunnel until it is closed, and who was admitted."""
 
     def __init__(self, settings: ProxySettings | None = None) -> None:
         self.settings = settings or ProxySettings()
         self.admissions = Admissions()
-        self._pools: WeakKeyDictionary[Tunnel, Pool] = WeakKeyDictionary()
-        self._cookies: dict[tuple[str, int], set[str]] = {}
+        self._pools: dict[Tunnel, Pool] = {}
 
     @staticmethod
     def of(settings: dict[str, Any]) -> ProxyState:
@@ -41,12 +39,9 @@ class ProxyState:
         return state
 
     def pool(self, tunnel: Tunnel) -> Pool:
-        """Return the idle channels of a tunnel."""
+        """Return what is kept of a tunnel."""
         pool = self._pools.get(tunnel)
         if pool is None:
             pool = self._pools[tunnel] = Pool(tunnel, self.settings.tunnel_wait)
+            tunnel.on_closed.append(lambda: self._pools.pop(tunnel).close())
         return pool
-
-    def cookies(self, session_id: str, port: int) -> set[str]:
-        """Return the names of the cookies that a service has set (a service may set at most 200)."""
-        return self._cookies.setdefault((session_id, port), set())

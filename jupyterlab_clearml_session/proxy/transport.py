@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,13 +39,18 @@ class _Idle:
 
 
 class Pool:
-    """Idle channels of one tunnel, by (port, bulk). A new one waits `wait` seconds for a tunnel that breaks."""
+    """What is kept of one tunnel: idle channels, by (port, bulk), and the names of cookies.
+
+    A new channel waits `wait` seconds for a tunnel that breaks.
+    """
 
     def __init__(self, tunnel: Tunnel, wait: float = 0.0) -> None:
         self._tunnel = tunnel
         self._wait = wait
         self.heavy = 0
         """Exchanges on the bulk connection that have proved large and go on."""
+        self.cookies: defaultdict[int, set[str]] = defaultdict(set)
+        """Names of the cookies that the service at a port has set (it may set at most 200)."""
         self._idle: dict[tuple[int, bool], list[_Idle]] = {}
         self._timer: asyncio.TimerHandle | None = None
 

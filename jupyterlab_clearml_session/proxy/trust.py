@@ -6,6 +6,7 @@ sessions that this user launched that is the point; whoever controls someone els
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tornado import web
@@ -15,6 +16,8 @@ from ..errors import ForeignSession
 from .headers import strip_token
 
 if TYPE_CHECKING:
+    from jupyter_server.base.handlers import JupyterHandler
+
     from ..models import Session
 
 COOKIE = "clearml-session-trust"
@@ -23,15 +26,26 @@ COOKIE = "clearml-session-trust"
 LINK_DAYS = 1 / 24
 """How long the link of the warning works."""
 
+_TOKEN_SCHEME = re.compile(r"(token|bearer)\s", re.IGNORECASE)
+"""Those of which Jupyter takes its token."""
 
-def trusts(handler: web.RequestHandler, session: Session) -> bool:
-    """Whether this request may see the session's pages without a warning.
 
-    Programs that show the server's token in a header are no browsers: no page can act in their name.
-    """
-    if session.mine or handler.request.headers.get("Authorization"):
+def trusts(handler: JupyterHandler, session: Session) -> bool:
+    """Whether this request may see the session's pages without a warning."""
+    if session.mine or _is_program(handler):
         return True
     return handler.get_signed_cookie(COOKIE, max_age_days=31) == session.id.encode()
+
+
+def _is_program(handler: JupyterHandler) -> bool:
+    """Whether the request showed the server's token in a header: no page can act in the name of who does.
+
+    Any other header proves nothing: a proxy in front of the local server may add one to every request of a browser
+    (``Basic``, an SSO's ``Bearer``). Nor does a token in the query, which a link may hold.
+    """
+    request = handler.request
+    in_header = _TOKEN_SCHEME.match(request.headers.get("Authorization", ""))
+    return bool(in_header) and strip_token(request.query) == request.query and handler.token_authenticated
 
 
 def accepts(handler: web.RequestHandler, session_id: str) -> bool:

@@ -52,14 +52,19 @@ class ForwardedPort:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._carry(reader, writer))
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # Here and not in the task: one that is cancelled before its first step runs nothing of it.
+            self._connections.discard(task)
+            writer.transport.abort()  # the local client sees a closed connection, as with `ssh -L`
+
+        task.add_done_callback(ended)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             channel = await self._tunnel.open_channel(self.remote_port, wait=WAIT)
         except ClearMLSessionError:
-            writer.transport.abort()  # the local client sees a closed connection, as with `ssh -L`
             return
         up = asyncio.create_task(_copy_up(reader, channel))
         down = asyncio.create_task(_copy_down(channel, writer))
@@ -73,7 +78,6 @@ class ForwardedPort:
             up.cancel()
             down.cancel()
             channel.abort()
-            writer.transport.abort()
 
 
 async def _copy_up(reader: asyncio.StreamReader, channel: ByteStream) -> None:

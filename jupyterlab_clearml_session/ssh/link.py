@@ -26,6 +26,7 @@ from ..errors import (
     NoRoute,
     RemoteDeadline,
     RemoteRefused,
+    TooManyChannels,
     TunnelDown,
     TunnelError,
 )
@@ -101,7 +102,10 @@ class Link:
         return min(settings.window_max, max(settings.window_bulk, wanted))
 
     async def open_channel(self, port: int) -> Channel:
-        """Open a stream to 127.0.0.1:`port` over there (`RemoteRefused`, `RemoteDeadline`, `TunnelDown`)."""
+        """Open a stream to 127.0.0.1:`port` over there.
+
+        Raises RemoteRefused, RemoteDeadline, TooManyChannels and TunnelDown.
+        """
         stream = Channel()
         opening = self._connection.create_connection(
             lambda: stream, "127.0.0.1", port, "127.0.0.1", 0, window=self.window
@@ -138,6 +142,7 @@ class Link:
 
     async def open_wide_channel(self, port: int, path: str) -> WideChannel:
         """As `open_channel`, with `lanes` channels upwards, through the relay whose socket is at `path`."""
+        self._check_room(self.lanes)
         others = [UnixChannel() for _ in range(self.lanes - 1)]
         stream = WideChannel(others)
 
@@ -193,28 +198,26 @@ class Link:
         tasks = self._tasks if self._relay is None else {*self._tasks, self._relay}
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for stream in tuple(self._streams):
-            stream.abort()
-        self._connection.close()
         try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for stream in tuple(self._streams):
+                stream.abort()
+            self._connection.close()
             await within(self._connection.wait_closed(), 1.0)
         except asyncio.TimeoutError:
             self._connection.abort()
-        self._wire.abort()
-        self.lost.set()
+        finally:  # also where whoever closes is cancelled: nobody else knows of this connection then
+            self._wire.abort()
+            self.lost.set()
 
     # -- helpers
 
     async def _open(self, stream: Stream, opening: Coroutine[Any, Any, Any], what: str) -> Stream:
-        if not self.alive or self.channels >= self._settings.max_channels:
+        try:
+            self._check_room(1)
+        except ClearMLSessionError:
             opening.close()
-            if not self.alive:
-                raise TunnelDown("The SSH connection is down.")
-            raise RemoteRefused(
-                f"There are {self.channels} open channels to this machine already.",
-                hint="Close some of the pages or forwards that are open to it.",
-            )
+            raise
         self._opening += 1
         task = asyncio.ensure_future(opening)
         started = time.monotonic()
@@ -238,6 +241,12 @@ class Link:
         stream.on_gone = self._streams.discard
         return stream
 
+    def _check_room(self, count: int) -> None:
+        if not self.alive:
+            raise TunnelDown("The SSH connection is down.")
+        if self.channels + count > self._settings.max_channels:
+            raise TooManyChannels(f"There are {self.channels} open channels to this machine already.")
+
     def _refusal(self, exc: Exception, what: str) -> ClearMLSessionError:
         if not isinstance(exc, asyncssh.ChannelOpenError) or exc.reason == "SSH connection closed":
             return TunnelDown("The SSH connection broke.")
@@ -253,12 +262,18 @@ class Link:
             self._relay = asyncio.create_task(self._start_relay())
         try:
             return await within(asyncio.shield(self._relay), self._settings.relay_timeout)
+        except TooManyChannels:
+            return None
         except (asyncio.TimeoutError, ClearMLSessionError, asyncio.IncompleteReadError):
             self._relay_works = False
             return None
 
     async def _start_relay(self) -> str:
-        process = await self.start_process(relay.command())
+        try:
+            process = await self.start_process(relay.command())
+        except TooManyChannels:
+            self._relay = None  # says nothing of the machine: the next one tries again
+            raise
         line = b""
         while not line.endswith(b"\n"):
             line += await process.readexactly(1)

@@ -15,8 +15,13 @@ async def jupyter_status(tunnel: Tunnel, port: int, token: str, *, timeout: floa
     """Return the HTTP status of ``GET /api/status`` with ``token`` on the remote loopback's ``port``.
 
     200 means: a Jupyter that accepts this session's token. Raises RemoteRefused where nothing listens,
-    RemoteDeadline after ``timeout`` seconds, RemoteBadAnswer where it is no HTTP, TunnelDown without tunnel.
+    RemoteDeadline after ``timeout`` seconds, RemoteBadAnswer where it is no HTTP or the token cannot be sent,
+    TooManyChannels, and TunnelDown or ConnectionLost without tunnel.
     """
+    if not (token.isascii() and token.isprintable()):
+        raise RemoteBadAnswer(
+            "The session's Jupyter token holds characters that HTTP does not allow", port=port
+        )
     try:
         return await within(_ask(tunnel, port, token), timeout)
     except asyncio.TimeoutError:
@@ -25,6 +30,8 @@ async def jupyter_status(tunnel: Tunnel, port: int, token: str, *, timeout: floa
 
 async def _ask(tunnel: Tunnel, port: int, token: str) -> int:
     channel = await tunnel.open_channel(port)
+    if channel.closed:  # writing would say that the connection is lost, but only the channel is
+        raise RemoteBadAnswer("What listens on the session's Jupyter port hangs up at once", port=port)
     try:
         channel.write(
             f"GET /api/status HTTP/1.1\r\nHost: localhost:{port}\r\n"

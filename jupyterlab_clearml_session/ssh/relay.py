@@ -15,7 +15,6 @@ from __future__ import annotations
 import shlex
 
 ACCEPTED = b"+"
-REFUSED = b"-"
 
 SOURCE = r"""
 import os, shutil, socket, sys, tempfile, threading

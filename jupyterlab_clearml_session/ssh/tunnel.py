@@ -18,10 +18,11 @@ from ..errors import (
     ConnectionLost,
     RemoteDeadline,
     RemoteRefused,
+    TooManyChannels,
     TunnelDown,
     TunnelError,
 )
-from ..models import HostKeyTrust, SshTarget, TunnelState, TunnelStatus
+from ..models import SshTarget, TunnelState, TunnelStatus
 from .forward import ForwardedPort
 from .settings import TunnelSettings
 
@@ -76,6 +77,8 @@ class Tunnel:
         self._runner: asyncio.Task[None] | None = None
         self._forwards: dict[int, ForwardedPort] = {}
         self._closed = False
+        self.on_closed: list[Callable[[], object]] = []
+        """Called once it is closed: for what others keep of it."""
 
     @property
     def status(self) -> TunnelStatus:
@@ -150,6 +153,8 @@ class Tunnel:
             await asyncio.gather(self._bulk_opening, return_exceptions=True)
         await self._drop_links()
         self._set(TunnelState.DOWN, cause=None)
+        while self.on_closed:
+            self.on_closed.pop()()
 
     async def open_prompt_channel(self, port: int, *, wait: float = 0.0) -> ByteStream:
         """As `open_channel`, for a service that sends small pieces and is spoken to for long (a WebSocket).
@@ -172,7 +177,7 @@ class Tunnel:
                 return await link.open_channel(port)
             try:
                 return await link.open_wide_channel(port, path)
-            except (RemoteRefused, RemoteDeadline) as exc:
+            except (RemoteRefused, RemoteDeadline, TooManyChannels) as exc:
                 self._log.info("no wide channel: %s", exc)
                 return await link.open_channel(port)
 
@@ -191,6 +196,8 @@ class Tunnel:
             Nothing listens on that port.
         RemoteDeadline
             The remote machine did not answer in time.
+        TooManyChannels
+            `TunnelSettings.max_channels` are open.
         """
 
         async def open_once() -> Channel:
@@ -282,6 +289,9 @@ class Tunnel:
                 self._log.info("no second SSH connection: %s", exc)
                 self._no_bulk_before = time.monotonic() + self.settings.backoff_max
                 return interactive
+            if self._closed or self._link is not interactive:
+                await bulk.close()  # whoever closes or drops the links did not know of it
+                raise TunnelDown("The tunnel to the session is down.", cause=self._status.cause)
             if interactive.rtt is not None:
                 bulk.expect_rtt(interactive.rtt)
             self._bulk = bulk
@@ -308,7 +318,8 @@ class Tunnel:
             attempt += 1
             try:
                 link = await self._attempt(attempt)
-            except ClearMLSessionError as exc:
+            except Exception as failure:  # noqa: BLE001 -- a tunnel that dies silently is "connecting" for ever
+                exc = self._cause(failure)
                 if isinstance(exc, TunnelError) and exc.fatal:
                     self._fatal = exc
                     self._log.warning("tunnel: %s", exc)
@@ -320,8 +331,6 @@ class Tunnel:
                 continue
             attempt = 0
             self._link = link
-            if self._closed:
-                return  # before Python 3.12 `wait_for` may return although its task was cancelled
             self._set(TunnelState.UP, attempt=0, cause=None)
             await self._until_lost(link)
             self._set(
@@ -338,6 +347,13 @@ class Tunnel:
         self._ssh_target = target
         self._status = replace(self._status, host_key=target.trust)
         return await _connect(target, self.settings)
+
+    def _cause(self, failure: Exception) -> ClearMLSessionError:
+        """Return why an attempt failed; a fault of ours is told with its traceback."""
+        if isinstance(failure, ClearMLSessionError):
+            return failure
+        self._log.error("tunnel: an attempt failed unexpectedly", exc_info=failure)
+        return TunnelError(f"The connection could not be made: {type(failure).__name__}.")
 
     async def _until_lost(self, link: Link) -> None:
         kicked = asyncio.ensure_future(self._kick.wait())
@@ -364,15 +380,16 @@ class Tunnel:
                 if (time.time() - wall) - (time.monotonic() - monotonic) > settings.wake_gap:
                     return
 
-    def _set(
-        self, state: TunnelState, *, attempt: int = 0, cause: Any = None, trust: HostKeyTrust | None = None
-    ) -> None:
+    def _set(self, state: TunnelState, *, attempt: int = 0, cause: Any = None) -> None:
         since = self._status.since if state is self._status.state else _now()
         self._status = replace(self._status, state=state, since=since, attempt=attempt, cause=cause)
         self._changed.set()
         self._changed = asyncio.Event()
         if self._on_status is not None:
-            self._on_status(self.status)
+            try:
+                self._on_status(self.status)
+            except Exception:  # noqa: BLE001 -- one who cannot listen must not end the tunnel
+                self._log.exception("tunnel: somebody failed on hearing of its state")
 
 
 async def _connect(target: SshTarget, settings: TunnelSettings, *, bulk: bool = False) -> Link:

@@ -98,9 +98,12 @@ class Wire(asyncio.BufferedProtocol):
     ) -> tuple[Any, Any]:
         """Open the TCP connection (RFC 8305: addresses of both families raced) and put SSH on it."""
         self._ssh = session_factory()
-        await asyncio.get_running_loop().create_connection(
-            lambda: self, remote_host, remote_port, happy_eyeballs_delay=0.25
-        )
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: self, remote_host, remote_port, happy_eyeballs_delay=0.25
+            )
+        except ValueError as exc:  # a label that is empty or too long: no name that could be asked for
+            raise socket.gaierror(socket.EAI_NONAME, "not a host name") from exc
         return self, self._ssh
 
     # -- what asyncssh calls on its transport
