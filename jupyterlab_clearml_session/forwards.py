@@ -111,7 +111,7 @@ def _command(alias: str, known_hosts: Path, port: int, user: str) -> str:
     # Password only: keys and the agent of this user are none of the session's business.
     options = [
         f"HostKeyAlias={alias}",
-        f"UserKnownHostsFile={known_hosts}",
+        f'UserKnownHostsFile="{known_hosts}"',  # several files may be named there, with blanks between them
         "StrictHostKeyChecking=yes",
         "PreferredAuthentications=password,keyboard-interactive",
     ]

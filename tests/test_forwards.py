@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -68,4 +69,16 @@ async def test_what_a_task_says_adds_nothing_to_a_configuration(tmp_path: Path) 
         sessions.target = replace(good, username="DOMAIN\\ada.l-1@example", host_keys=(f"{key} a comment",))
         answer = await manager.open(SESSION, "ssh")
         assert "    User DOMAIN\\ada.l-1@example\n" in answer["ssh_config"]
+        await manager.forget(SESSION)
+
+
+async def test_a_folder_with_a_blank_in_its_name_is_one_file_to_ssh(tmp_path: Path) -> None:
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        directory = tmp_path / "known hosts"
+        manager = ForwardManager(cast(SessionManager, OneSession(watched, server)), directory)
+        answer = await manager.open(SESSION, "ssh")
+        (file,) = directory.iterdir()
+        # ssh takes several files there (ssh_config(5)), unless the name is quoted for ssh as well as for the shell.
+        assert f'UserKnownHostsFile="{file}"' in shlex.split(answer["ssh_command"])
+        assert f'    UserKnownHostsFile "{file}"\n' in answer["ssh_config"]
         await manager.forget(SESSION)
