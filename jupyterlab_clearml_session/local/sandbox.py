@@ -1,7 +1,7 @@
 """The directory that an agent and its sessions live in, and the environment that they see.
 
-Of the parent's environment only a short list is passed on, so nothing of the user's Jupyter, ClearML or SSH gets into
-a session; HOME and TMPDIR lie inside. What pip needs to install a session's packages is passed on with whatever
+Of the parent's environment only a short list is passed on, so nothing of the user's Jupyter, ClearML or SSH gets
+into a session; HOME and TMPDIR lie inside. What pip needs to install packages is passed on with whatever
 credentials the user has put there: its settings and the proxy's address.
 """
 
