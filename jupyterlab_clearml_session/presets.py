@@ -26,7 +26,7 @@ if os.name == "posix":
 T = TypeVar("T")
 
 DEFAULT = "default"
-"""The preset of this name, where there is one, is what a new launch starts from."""
+"""The preset of this name, where there is one, is what a first launch starts from."""
 
 CLI_PRESET = "clearml-session"
 CLI_STATE = "~/.clearml_session.json"
@@ -69,8 +69,9 @@ class PresetManager:
     async def to_json(self) -> dict[str, Any]:
         """Return the presets as JSON.
 
-        ``presets`` by name, ``last`` (what was launched last, or None), ``defaults`` (what a launch starts from),
-        ``messages`` (what is wrong with the file) and ``importable`` (the command line has left its state here).
+        ``presets`` by name, ``last`` (what was launched last, or None), ``defaults`` (what a first launch starts
+        from), ``messages`` (what is wrong with the file) and ``importable`` (the command line has left its state
+        here).
         """
         content = await self._do(self._read)
         presets = {name: spec for name, spec in content.presets.items() if _is_spec(spec)}

@@ -207,15 +207,16 @@ class SessionKernelManager:
     # -- sessions come and go ------------------------------------------------------------------------------
 
     async def _on_ready(self, session: Session, tunnel: ProcessStarter) -> None:
-        await self._on_gone(session.id)
         if self.closing or self._loop is None:
             return
-        channel = SessionChannel(
-            lambda client_id: self._dial(session.id, client_id), on_taken=self._on_taken, log=self._log
-        )
-        self._channels[session.id] = channel
         self._names[session.id] = session
-        channel.start()
+        channel = self._channels.get(session.id)
+        if channel is None or channel.closed:
+            # Otherwise this is another try: the channel is there, perhaps with kernels that were adopted meanwhile.
+            channel = self._channels[session.id] = SessionChannel(
+                lambda client_id: self._dial(session.id, client_id), on_taken=self._on_taken, log=self._log
+            )
+            channel.start()
         minutes = float(session.spec.get("idle_timeout_min") or 0)
         await self._ask(session.id, "idle_limit", timeout=DIAL_TIMEOUT, minutes=minutes)
         listed = await self._ask(session.id, "kernelspecs", timeout=DIAL_TIMEOUT)
