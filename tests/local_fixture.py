@@ -281,8 +281,12 @@ class Services:
     jupyter_token: str = field(repr=False)
 
 
-def wait_for_services(server: ClearMLUnderTest, task_id: str, *, deadline: float = 60.0) -> Services:
-    """Block until the session has published its SSH and Jupyter ports; use a thread in async tests."""
+def wait_for_services(server: ClearMLUnderTest, task_id: str, *, deadline: float = 150.0) -> Services:
+    """Block until the session has published its SSH and Jupyter ports; use a thread in async tests.
+
+    Sessions of one installation start one after the other (`admission`), so those of the other test processes may
+    come before it.
+    """
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         task = server.task(task_id)

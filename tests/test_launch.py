@@ -34,7 +34,6 @@ from jupyterlab_clearml_session.backend.launch import (
     with_host_keys,
 )
 from jupyterlab_clearml_session.backend.remote_script import session_script
-from jupyterlab_clearml_session.backend.sdk import BoundedSession
 from jupyterlab_clearml_session.errors import (
     ClearMLUnreachable,
     InvalidInput,
@@ -664,10 +663,12 @@ async def test_only_clearmls_own_server_is_given_our_token(
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}"
         elsewhere = address if own else "http://127.0.0.1:1"
-        # As `sdk.development.default_output_uri` in the user's configuration.
-        monkeypatch.setattr(BoundedSession, "default_output_uri", lambda self: f"{address}/folder")
         client = ClearMLClient()
         client.use_local({**clearml_server.credentials, "files_server": elsewhere})
+        await client.user()  # imports the SDK, in the way that leaves argparse alone
+        # As `sdk.development.default_output_uri` in the user's configuration.
+        session = "jupyterlab_clearml_session.backend.sdk.BoundedSession"
+        monkeypatch.setattr(f"{session}.default_output_uri", lambda self: f"{address}/folder")
         task = await client.launch(LaunchSpec(upload_files=(str(files / "one.txt"),)))
         server.shutdown()
         thread.join()

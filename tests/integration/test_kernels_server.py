@@ -226,12 +226,15 @@ async def test_a_kernel_whose_id_is_taken_here_is_not_adopted(machine: RemoteMac
         kernel_id = await app.kernel_manager.start_kernel(kernel_name="python3")
         channel = SessionChannel(machine.dial)
         channel.start()
-        await asyncio.to_thread(start_kernel, channel, machine.home, kernel_id)
-        (known,) = await setup.kernels.list_kernels(SESSION_ID)
-        assert (known["id"], known["adopted"]) == (kernel_id, False)
-        with pytest.raises(Conflict):
-            await setup.kernels.adopt(SESSION_ID, kernel_id)
-        await asyncio.to_thread(channel.close)
+        try:
+            # Its name is long, and a socket's path must be short.
+            await asyncio.to_thread(start_kernel, channel, setup.kernels.sockets, kernel_id)
+            (known,) = await setup.kernels.list_kernels(SESSION_ID)
+            assert (known["id"], known["adopted"]) == (kernel_id, False)
+            with pytest.raises(Conflict):
+                await setup.kernels.adopt(SESSION_ID, kernel_id)
+        finally:
+            await asyncio.to_thread(channel.close)
 
 
 async def test_who_asks_while_the_link_is_down_is_told_why(machine: RemoteMachine, app: Any) -> None:
