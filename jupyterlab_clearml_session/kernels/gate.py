@@ -1,8 +1,8 @@
 """How other processes of the same user reach a session: a Unix socket of the server that holds the tunnel.
 
-``jupyter console`` or papermill start kernels in their own process. Their relay connects here and
-gets a channel to the helper of its own, as if it had the SSH connection itself. The socket lies in a directory
-of mode 0700; whoever can open it could also read the server's memory.
+``jupyter console`` or papermill start kernels in their own process. Their relay connects here and gets a channel to
+the helper of its own, as if it had the SSH connection itself. The socket lies in a directory of mode 0700; whoever
+can open it could also read the server's memory.
 """
 
 from __future__ import annotations
