@@ -262,8 +262,10 @@ async def test_a_session_that_fails_while_it_is_waited_for_is_not_polled_for_eve
         await asyncio.wait_for(failed(), DEADLINE)
         assert not manager._roster.any_wanted
 
+        noted = tmp_path / "attached.json"
+
         async def forgotten() -> None:
-            while session_id in (tmp_path / "attached.json").read_text():
+            while not noted.exists() or session_id in noted.read_text():
                 await asyncio.sleep(0.02)  # it is written in a thread
 
         await asyncio.wait_for(forgotten(), DEADLINE)
