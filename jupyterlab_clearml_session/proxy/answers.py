@@ -6,14 +6,7 @@ import html
 import json
 from http.client import responses
 
-from ..errors import (
-    ClearMLSessionError,
-    ConnectionLost,
-    ForeignSession,
-    NotAttached,
-    TooManyChannels,
-    TunnelDown,
-)
+from ..errors import ClearMLSessionError, ConnectionLost, ForeignSession, NotAttached, TunnelDown
 
 RETRY_AFTER = 2
 """Seconds after which a browser asks again while the tunnel is down."""
@@ -42,13 +35,15 @@ main {{ max-width: 36rem; line-height: 1.5; }}
 </html>
 """
 
-_TITLES = {
+_TITLES: dict[str | int, str] = {
+    "too_many_channels": "Too much is open to the session",
     403: "Someone else's session",
     404: "No such session",
     409: "The session is not attached",
     503: "Reconnecting to the session",
     504: "The remote service does not answer",
 }
+"""By the code of the error, where there is one, and by its status."""
 
 
 def failure(error: ClearMLSessionError, *, page: bool) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -77,9 +72,7 @@ def retries(error: ClearMLSessionError) -> bool:
 
 def page_of(error: ClearMLSessionError) -> str:
     """Return a page that says what happened and what to do, and reloads itself where that will help."""
-    title = _TITLES.get(error.status, "The remote service cannot be reached")
-    if isinstance(error, TooManyChannels):
-        title = "Too much is open to the session"
+    title = _TITLES.get(error.code) or _TITLES.get(error.status, "The remote service cannot be reached")
     link = ""
     if isinstance(error, ForeignSession):
         link = f'<p><a href="{html.escape(error.link)}">Open it all the same</a></p>\n'
