@@ -104,6 +104,13 @@ class ClearMLUnderTest:
         task: dict[str, Any] = self.call("tasks.get_by_id", task=task_id)["task"]
         return task
 
+    def set_properties(self, task_id: str, **values: str) -> None:
+        """Publish properties of a session, as the remote script does."""
+        properties = [
+            {"section": "properties", "name": name, "value": value} for name, value in values.items()
+        ]
+        self.call("tasks.edit_hyper_params", task=task_id, force=True, hyperparams=properties)
+
     def wait_for_status(self, task_id: str, *statuses: str, deadline: float = 60.0) -> dict[str, Any]:
         """The Task as soon as it has one of the statuses. Blocks; use a thread in async tests."""
         end = time.monotonic() + deadline

@@ -96,19 +96,12 @@ async def until_phase(call: Call, session_id: str, *phases: str) -> dict[str, An
 
 def publish(clearml: ClearMLUnderTest, task_id: str, ssh: SshServer, jupyter: FakeJupyter) -> None:
     """Tell ClearML what the remote script would."""
-    properties = {
-        "external_address": "127.0.0.1",
-        "internal_ssh_port": str(ssh.port),
-        "jupyter_port": str(jupyter.port),
-    }
     clearml.call("tasks.started", task=task_id, force=True)
-    clearml.call(
-        "tasks.edit_hyper_params",
-        task=task_id,
-        force=True,
-        hyperparams=[
-            {"section": "properties", "name": name, "value": value} for name, value in properties.items()
-        ],
+    clearml.set_properties(
+        task_id,
+        external_address="127.0.0.1",
+        internal_ssh_port=str(ssh.port),
+        jupyter_port=str(jupyter.port),
     )
     clearml.call("tasks.edit_runtime", task=task_id, add_or_update={"_jupyter_token": "0123456789abcdef\n"})
 

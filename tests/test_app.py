@@ -77,15 +77,11 @@ def test_each_step_to_a_session(
     assert "has not published its services yet" in doctor({}, "--session", session)[1]
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound, and nobody listens
-        ports = {"internal_ssh_port": str(nobody.getsockname()[1]), "jupyter_port": "8888"}
-        clearml_server.call(
-            "tasks.edit_hyper_params",
-            task=session,
-            force=True,
-            hyperparams=[
-                {"section": "properties", "name": name, "value": value}
-                for name, value in {**ports, "external_address": "127.0.0.1"}.items()
-            ],
+        clearml_server.set_properties(
+            session,
+            external_address="127.0.0.1",
+            internal_ssh_port=str(nobody.getsockname()[1]),
+            jupyter_port="8888",
         )
         clearml_server.call(
             "tasks.edit_runtime", task=session, add_or_update={"_jupyter_token": "0123456789"}

@@ -52,8 +52,7 @@ def test_sessions_start_one_after_the_other(clearml_server: Server) -> None:
     assert next_task() is None
     clearml_server.call("tasks.started", task=sessions[0])
     assert next_task() is None
-    port = {"section": "properties", "name": "jupyter_port", "value": "8888"}
-    clearml_server.call("tasks.edit_hyper_params", task=sessions[0], hyperparams=[port], force=True)
+    clearml_server.set_properties(sessions[0], jupyter_port="8888")
     assert poll(next_task) == sessions[1]
     clearml_server.call("tasks.failed", task=sessions[1], force=True)
 

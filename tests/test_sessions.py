@@ -172,15 +172,7 @@ async def test_a_clone_that_the_command_line_made_is_reached_with_the_keys_of_it
         spec = json.dumps({"spec": {"username": USERNAME}})
         runtime = {"_ssh_password": ssh.password, RECORD: spec}
         clearml_server.call("tasks.edit_runtime", task=clone, add_or_update=runtime)
-        properties = {"external_address": "127.0.0.1", "internal_ssh_port": str(ssh.port)}
-        clearml_server.call(
-            "tasks.edit_hyper_params",
-            task=clone,
-            force=True,
-            hyperparams=[
-                {"section": "properties", "name": name, "value": value} for name, value in properties.items()
-            ],
-        )
+        clearml_server.set_properties(clone, external_address="127.0.0.1", internal_ssh_port=str(ssh.port))
         clearml_server.call("tasks.started", task=clone, force=True)
         try:
 

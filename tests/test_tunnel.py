@@ -482,38 +482,29 @@ async def test_gateway_that_hangs_up_is_named() -> None:
     gateway.close()
 
 
-async def test_what_the_target_raises_is_the_attempts_cause() -> None:
+@pytest.mark.parametrize(
+    ("failure", "code", "traceback"),
+    [
+        pytest.param(ClearMLUnreachable("ClearML is away"), ClearMLUnreachable.code, False, id="known"),
+        pytest.param(KeyError("no such thing"), TunnelError.code, True, id="a fault of ours"),
+    ],
+)
+async def test_what_the_target_raises_is_the_attempts_cause_and_the_next_one_is_made(
+    failure: Exception, code: str, traceback: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async with ssh_server() as server:
         down = True
 
         def target() -> SshTarget:
             if down:
-                raise ClearMLUnreachable("The ClearML server is away.")
+                raise failure
             return server.target()
 
         async with Watched(target) as watched:
             await watched.until(lambda status: status.attempt >= 2)
-            assert watched.causes()[0] == ClearMLUnreachable.code
+            assert watched.causes()[0] == code
+            assert ("Traceback" in caplog.text and "no such thing" in caplog.text) == traceback
             down = False
-            await watched.tunnel.wait_up(5)
-
-
-async def test_a_fault_in_an_attempt_is_its_cause_and_the_next_one_is_made(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async with ssh_server() as server:
-        faulty = True
-
-        def target() -> SshTarget:
-            if faulty:
-                raise KeyError("no such thing")
-            return server.target()
-
-        async with Watched(target) as watched:
-            await watched.until(lambda status: status.attempt >= 2)
-            assert watched.causes()[0] == TunnelError.code
-            assert "no such thing" in caplog.text
-            faulty = False
             await watched.tunnel.wait_up(5)
 
 
