@@ -7,6 +7,8 @@ JOBS ?= 3
 BIN := $(VENV)/bin
 SERVED := $(VENV)/share/jupyter/labextensions/jupyterlab-clearml-session
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Later ones parse a grammar whenever they are imported (their issue 1428): seconds in each process of a session.
+QUICK := 'jsonschema<4.25'
 # The virtual environment first: its Node, jlpm and Jupyter are the ones meant.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -67,11 +69,11 @@ $(BIN)/python:
 
 # A development install serves the demo too.
 $(VENV)/.local-stamp: $(SOURCES) | $(BIN)/python
-	if test -e $(VENV)/.dev-stamp; then $(MAKE) $(VENV)/.lab-stamp; else $(PIP) '.[local]'; fi
+	if test -e $(VENV)/.dev-stamp; then $(MAKE) $(VENV)/.lab-stamp; else $(PIP) '.[local]' $(QUICK); fi
 	touch $@
 
 $(VENV)/.dev-stamp: $(BUILD) | $(BIN)/python
-	$(PIP) --editable '.[local,test,dev]'
+	$(PIP) --editable '.[local,test,dev]' $(QUICK)
 	cd labextension && jlpm install
 	touch $@
 
@@ -82,7 +84,7 @@ $(VENV)/.lab-stamp: $(VENV)/.dev-stamp $(SOURCES)
 	touch $@
 
 $(VENV)/.bench-stamp: $(VENV)/.dev-stamp
-	$(PIP) --editable '.[local,test,dev,bench]'
+	$(PIP) --editable '.[local,test,dev,bench]' $(QUICK)
 	touch $@
 
 $(CODE_SERVER): | $(VENV)/.dev-stamp

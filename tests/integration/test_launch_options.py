@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from jupyterlab_clearml_session.backend import uploads
 from jupyterlab_clearml_session.backend.client import ClearMLClient
 from jupyterlab_clearml_session.backend.launch import repository_folder
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
@@ -87,7 +88,7 @@ def repo(tmp_path: Path) -> Path:
     return folder
 
 
-async def test_a_repository_variables_files_and_git_credentials_arrive(
+async def test_what_is_asked_for_arrives_and_the_workspace_comes_back_in_the_next_session(
     client: ClearMLClient,
     local_mode: ClearMLUnderTest,
     repo: Path,
@@ -107,9 +108,11 @@ async def test_a_repository_variables_files_and_git_credentials_arrive(
         "init_script": 'echo "$GREETING" > greeting-seen\n',
         "upload_files": [str(data)],
         "git_credentials": True,
+        "store_workspace": "~/kept",
+        "name": "has a workspace",
     }
     async with running(client, local_mode, spec) as task:
-        checkout = home_of(task) / repository_folder(task)
+        checkout = home_of(task) / "kept" / repository_folder(task)
         assert (checkout / "train.py").read_text() == "print('changed here')\n"
         assert (checkout / "new.py").read_text() == "new = True\n"
         assert not (checkout / ".env").exists()
@@ -131,6 +134,19 @@ async def test_a_repository_variables_files_and_git_credentials_arrive(
         assert again.clone_repo == snapshot.clone_repo()
         assert again.env == {"GREETING": "it's $HOME"}
         assert again.init_script == spec["init_script"]
+
+        content = os.urandom(300_000)
+        kept = home_of(task) / "kept" / "sub" / "data.bin"
+        kept.parent.mkdir(parents=True)
+        kept.write_bytes(content)
+    artifacts = local_mode.task(task.id)["execution"]["artifacts"]
+    assert sorted(artifact["key"] for artifact in artifacts) == [uploads.NAME, uploads.WORKSPACE]
+    kept.unlink(missing_ok=True)
+
+    following = {"store_workspace": "~/kept", "name": "has a workspace"}
+    async with running(client, local_mode, following) as second:  # the last one is continued by itself
+        assert second.parent == task.id
+        assert (home_of(second) / "kept" / "sub" / "data.bin").read_bytes() == content
 
 
 async def test_a_task_is_debugged_in_its_repository(
@@ -159,22 +175,3 @@ async def test_a_task_is_debugged_in_its_repository(
         assert (checkout / "train.py").read_text() == "print('changed here')\n"
         assert (checkout / "new.py").read_text() == "new = True\n"
     assert local_mode.task(experiment)["status"] == "created"  # the original is left alone
-
-
-async def test_a_workspace_comes_back_in_the_next_session(
-    client: ClearMLClient, local_mode: ClearMLUnderTest
-) -> None:
-    content = os.urandom(300_000)
-    spec = {"store_workspace": "~/kept", "name": "has a workspace"}
-    async with running(client, local_mode, spec) as first:
-        workspace = home_of(first) / "kept"
-        (workspace / "sub").mkdir(parents=True)
-        (workspace / "sub" / "data.bin").write_bytes(content)
-    artifacts = local_mode.task(first.id)["execution"]["artifacts"]
-    assert [artifact["key"] for artifact in artifacts] == ["workspace"]
-    (workspace / "sub" / "data.bin").unlink(missing_ok=True)
-
-    async with running(client, local_mode, spec) as second:  # the last one is continued by itself
-        assert second.parent == first.id
-        restored = home_of(second) / "kept" / "sub" / "data.bin"
-        assert restored.read_bytes() == content

@@ -40,8 +40,6 @@ CELLS = [
     "s.kernels",
     "%clearml_session detach",
     "%clearml_session attach",
-    "%clearml_session shutdown",
-    "%clearml_session list --ended",
 ]
 
 
@@ -72,17 +70,6 @@ def executed(lab: LabServer) -> Any:
             end(lab, clashed["id"])
         else:
             return notebook
-
-
-def launched(lab: LabServer, name: str) -> str:
-    """Launch a session and return its id once it is ready."""
-    while True:
-        session_id = str(lab.api("POST", "sessions", {"name": name, "vscode_server": False})["id"])
-        session = lab.until(lambda: over(lab, session_id, "ready", "failed", "ended"), 120)  # noqa: B023 - at once
-        if session["phase"] == "ready":
-            return session_id
-        assert session["error"]["code"] == "jupyter_port_clash", session
-        end(lab, session_id)
 
 
 def end(lab: LabServer, session_id: str) -> None:
@@ -142,7 +129,6 @@ def test_every_subcommand_in_a_notebook(executed: Any, lab: LabServer, local_mod
     assert "'name': 'python3'" in shown(executed, "s.kernels")
     assert "services_up" in shown(executed, "%clearml_session detach")
     assert "is ready, after " in shown(executed, "%clearml_session attach")
-    assert ": stopping" in shown(executed, "%clearml_session shutdown")
 
 
 def test_no_secret_is_in_the_notebook(executed: Any, lab: LabServer, local_mode: ClearMLUnderTest) -> None:
@@ -200,17 +186,15 @@ def test_in_a_terminal(lab: LabServer) -> None:
 
 
 @pytest.fixture(scope="module")
-def notebook(lab: LabServer) -> Iterator[Notebook]:
-    """A notebook beside a session of its own."""
-    session_id = launched(lab, "for cells")
+def notebook(lab: LabServer, executed: Any) -> Iterator[Notebook]:
+    """Another notebook, of this server, on the session that the first one has launched."""
     made = Notebook(lab)
     made.ok("%load_ext jupyterlab_clearml_session")
     yield made
     made.close()
-    lab.api("DELETE", f"sessions/{session_id}")
 
 
-RUN = "%%clearml_session run for cells\n"
+RUN = "%%clearml_session run from a notebook\n"
 
 
 def test_a_remote_cell_is_interrupted(notebook: Notebook) -> None:
@@ -219,11 +203,11 @@ def test_a_remote_cell_is_interrupted(notebook: Notebook) -> None:
             notebook.interrupt()
 
     outcome = notebook.cell(f"{RUN}import time\nprint('begun', flush=True)\ntime.sleep(60)", during=during)
-    assert outcome.error == "RemoteCellInterrupted: The cell was interrupted on for cells."
+    assert outcome.error == "RemoteCellInterrupted: The cell was interrupted on from a notebook."
 
 
 def test_no_output_is_lost_where_the_connection_is_made_anew(notebook: Notebook, lab: LabServer) -> None:
-    session = named(lab, "for cells")
+    session = named(lab, "from a notebook")
     cut: list[bool] = []
 
     def during(message: Message) -> None:
@@ -239,9 +223,9 @@ def test_no_output_is_lost_where_the_connection_is_made_anew(notebook: Notebook,
 
 def test_the_kernel_outlives_a_detach(notebook: Notebook) -> None:
     notebook.ok(f"{RUN}kept = 'still here'")
-    notebook.ok("%clearml_session detach for cells")
+    notebook.ok("%clearml_session detach from a notebook")
     assert "is not attached" in notebook.cell(f"{RUN}kept").error
-    notebook.ok("%clearml_session attach for cells")
+    notebook.ok("%clearml_session attach from a notebook")
     assert notebook.ok(f"{RUN}kept").result == "'still here'"
 
 
@@ -249,7 +233,14 @@ def test_an_array_comes_back_the_same_from_the_session(notebook: Notebook) -> No
     notebook.ok(
         "import numpy as np, hashlib\na = np.random.default_rng(2).integers(0, 256, 20_000_000, np.uint8)"
     )
-    notebook.ok("%%clearml_session run for cells --in a --out b,there\nimport hashlib\nb = a + 0\n"
+    notebook.ok("%%clearml_session run from a notebook --in a --out b,there\nimport hashlib\nb = a + 0\n"
                 "there = hashlib.sha256(a).hexdigest()")  # fmt: skip
     digests = notebook.ok("print(hashlib.sha256(a).hexdigest() == hashlib.sha256(b).hexdigest() == there)")
     assert digests.stdout == "True\n"
+
+
+def test_it_is_shut_down_and_ends(notebook: Notebook, lab: LabServer) -> None:
+    session = named(lab, "from a notebook")
+    assert ": stopping" in notebook.ok("%clearml_session shutdown from a notebook").result
+    lab.until(lambda: over(lab, session["id"], "ended"))
+    assert "from a notebook" in notebook.ok("%clearml_session list --ended").result

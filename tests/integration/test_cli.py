@@ -1,19 +1,23 @@
-"""The panel's server and the stock ``clearml-session`` 0.17 on the same sessions, both ways."""
+"""The stock ``clearml-session`` 0.17, unmodified, in a terminal: on the embedded default, beside our server."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
 
-from tests.integration.test_local_cli import start_cli
 from tests.lab_fixture import LabServer, clearml_environment
-from tests.local_fixture import ClearMLUnderTest
+from tests.local_fixture import ClearMLUnderTest, write_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
+DEADLINE_S = 90
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +28,43 @@ def lab(local_mode: ClearMLUnderTest, tmp_path_factory: pytest.TempPathFactory) 
     server.stop()
 
 
+def start_cli(server: ClearMLUnderTest, home: Path, *arguments: str) -> pexpect.spawn:
+    """``clearml-session`` in a terminal, with a HOME of its own and the server's credentials."""
+    environment = {
+        "HOME": str(home),
+        "PATH": os.environ["PATH"],
+        "TERM": "xterm",
+        "CLEARML_CONFIG_FILE": str(write_config(server, home)),
+    }
+    command = [
+        "-m",
+        "clearml_session",
+        "--config-file",
+        str(home / "state.json"),
+        "--skip-docker-network",
+        "true",
+        "--force-dropbear",
+        "true",
+        "--vscode-server",
+        "false",
+        "--disable-session-cleanup",
+        "true",
+        *arguments,
+    ]
+    return pexpect.spawn(
+        sys.executable, command, env=environment, encoding="utf-8", timeout=DEADLINE_S, dimensions=(40, 200)
+    )
+
+
 def test_a_session_of_the_cli_appears_and_attaches_here(
     lab: LabServer, local_mode: ClearMLUnderTest, tmp_path: Path
 ) -> None:
-    launched = start_cli(
-        local_mode, tmp_path, "--queue", "default", "--yes", "--session-name", "from the cli"
-    )
+    user = ("--yes", "--username", "somebody")
+    launched = start_cli(local_mode, tmp_path, "--queue", "default", "--session-name", "from the cli", *user)
     launched.expect(r"New session created \[id=([0-9a-f]{32})\]")
     session_id = launched.match.group(1)
     launched.expect("Connection is up and running")
+    assert "Jupyter Lab URL: http://localhost:" in launched.before
 
     found = {session["id"]: session for session in lab.api("GET", "sessions")["sessions"]}
     assert found[session_id]["launched_by"] == "cli"
@@ -42,6 +74,14 @@ def test_a_session_of_the_cli_appears_and_attaches_here(
     ready = lab.phase(session_id, "ready")
     assert ready["tunnel"]["host_key"] == "unverified", "upstream's keys are public: they prove nothing"
     assert lab.call("GET", ready["endpoints"]["jupyter"] + "api/status").status == 200
+
+    attached = start_cli(local_mode, tmp_path, "--attach", session_id, "--shell", *user)
+    attached.expect("Switching to active SSH session")
+    attached.sendline("echo home=$HOME")
+    attached.expect(rf"home={re.escape(str(local_mode.directory))}/agent-\d/home")
+    attached.sendline("exit")
+    attached.expect("Goodbye")
+    attached.expect(pexpect.EOF)
 
     lab.api("DELETE", f"sessions/{session_id}")
     launched.expect("Remote session still running!|Remote session shutdown", timeout=60)
