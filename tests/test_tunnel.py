@@ -544,6 +544,29 @@ async def test_broken_connection_is_made_again_and_open_streams_tell() -> None:
         assert relay.accepted >= 2
 
 
+@pytest.mark.parametrize("end", ["black hole", "reconnected", "closed"])
+async def test_an_open_stream_never_takes_the_end_of_its_connection_for_its_own(end: str) -> None:
+    async with (
+        ssh_server() as server,
+        Relay(server.port) as relay,
+        echo_port() as port,
+        Watched(server.target(port=relay.port), WATCHFUL) as watched,
+    ):
+        await watched.tunnel.wait_up(5)
+        streams = [await watched.tunnel.open_channel(port), await watched.tunnel.start_process("cat")]
+        reads = [asyncio.create_task(stream.read()) for stream in streams]
+        await asyncio.sleep(0)
+        if end == "black hole":
+            relay.freeze()
+        elif end == "reconnected":
+            watched.tunnel.reconnect()
+        else:
+            await watched.tunnel.close()
+        results = await asyncio.wait_for(asyncio.gather(*reads, return_exceptions=True), 10)
+        relay.thaw()
+        assert [type(result) for result in results] == [ConnectionLost] * 2
+
+
 async def test_black_hole_is_noticed_by_the_probe() -> None:
     async with ssh_server() as server, Relay(server.port) as relay:
         target = server.target(port=relay.port)

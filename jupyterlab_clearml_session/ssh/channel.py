@@ -265,6 +265,11 @@ class ByteStream:
         self._channel.abort()
         self._wake()
 
+    def break_off(self) -> None:
+        """As `abort`, where the SSH connection is closed under it: who reads is told that it is not the end."""
+        self._broke(ConnectionLost("The SSH connection was closed."))
+        self.abort()
+
     async def wait_closed(self) -> None:
         """Wait until the channel is gone on both sides."""
         await self._gone.wait()
@@ -277,8 +282,11 @@ class ByteStream:
         chan.set_write_buffer_limits(high=WRITE_LIMIT)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if exc is not None and not self._eof:
-            self._lost = exc
+        if exc is None and self.wire is not None and self.wire.is_closing():
+            # asyncssh tells of a connection that was aborted as of a channel that was closed.
+            exc = ConnectionLost("The SSH connection was closed.")
+        if exc is not None:
+            self._broke(exc)
         self._eof = True
         self._gone.set()
         self._wake()
@@ -312,6 +320,11 @@ class ByteStream:
             self._writer = None
 
     # -- helpers
+
+    def _broke(self, exc: BaseException) -> None:
+        """The SSH connection broke, or was closed."""
+        if not self._eof:
+            self._lost = exc
 
     def _finished(self) -> bool:
         """Whether nothing more comes. Raises ConnectionLost where the connection broke."""
@@ -422,11 +435,6 @@ class Process(ByteStream, asyncssh.SSHClientSession[bytes]):
             return
         super().data_received(data, datatype)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if exc is not None:
-            self._lost = exc
-        super().connection_lost(exc)
-
     def exit_status_received(self, status: int) -> None:
         self._exit_status = status
 
@@ -434,6 +442,9 @@ class Process(ByteStream, asyncssh.SSHClientSession[bytes]):
         self._exit_status = -1
 
     # -- helpers
+
+    def _broke(self, exc: BaseException) -> None:
+        self._lost = exc  # also behind the end of its output: how it ended is not known then
 
     async def _feed(self, data: bytes) -> None:
         try:

@@ -201,7 +201,7 @@ class Link:
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
             for stream in tuple(self._streams):
-                stream.abort()
+                stream.break_off()
             self._connection.close()
             await within(self._connection.wait_closed(), 1.0)
         except asyncio.TimeoutError:
