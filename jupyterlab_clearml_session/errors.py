@@ -364,6 +364,16 @@ class KernelFailed(ClearMLSessionError):
     status = 424
 
 
+class HelperFailed(KernelFailed):
+    """The helper that runs a session's kernels cannot run on its machine; no fault of the connection."""
+
+    code = "helper_failed"
+    default_hint = (
+        "All but kernels works: pages, terminals, files. The helper is tried again now and then; to try at once, "
+        "detach and attach again."
+    )
+
+
 # -- this machine ------------------------------------------------------------------------------------------
 
 

@@ -286,6 +286,7 @@ class Session:
     spec: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
     error: Mapping[str, Any] | None = None
+    kernels_error: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -316,6 +317,8 @@ class Session:
         }
         if self.error is not None:
             body["error"] = dict(self.error)
+        if self.kernels_error is not None:
+            body["kernels_error"] = dict(self.kernels_error)
         return body
 
 

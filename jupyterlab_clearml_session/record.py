@@ -12,11 +12,15 @@ from urllib.parse import quote
 
 from .attachment import Attachment
 from .backend.launch import launched_by, repository_folder, session_spec
+from .errors import ClearMLSessionError
 from .models import HostKeyTrust, QueuePlace, Ref, Session, SshTarget, Task, TunnelStatus
 from .phases import Circumstances, Services, services, stand
+from .redact import redact, secrets_of
 
 _LIVE = frozenset({"created", "queued", "in_progress"})
 _TAIL_READS = 4
+_LONGEST_REASON = 500
+"""Characters of what the remote machine says of its failure: it may be a traceback, or anything."""
 
 
 @dataclass
@@ -44,6 +48,8 @@ class Record:
     tail_reads: int = 0
     started_seen: float | None = None
     kernelspecs: tuple[str, ...] = ()
+    kernels_error: Mapping[str, Any] | None = None
+    """Why the session's kernels cannot be had: code, message and hint."""
     spec: Mapping[str, Any] = field(init=False)
     """What the session was launched with (`session_spec`)."""
     phase_began: float = field(init=False)
@@ -83,6 +89,17 @@ class Record:
             self.position = self.workers = None
         if task.status == "in_progress" and self.started_seen is None:
             self.started_seen = time.monotonic()
+
+    def note_kernels(self, error: ClearMLSessionError | None) -> None:
+        """Take why the session's kernels cannot be had, its secrets masked; None where they can."""
+        if error is None:
+            self.kernels_error = None
+            return
+        message = "\n".join(redact(error.message.splitlines(), secrets_of(self.task.runtime)))
+        if len(message) > _LONGEST_REASON:
+            half = _LONGEST_REASON // 2
+            message = f"{message[:half]} … {message[-half:]}"
+        self.kernels_error = {"code": error.code, "message": message, "hint": error.hint}
 
     def describe(self, user: Ref | None, web_server: str | None, setup_deadline: float) -> Session:
         """Return the session as it now stands; ``phase_since`` is kept where the phase is."""
@@ -132,6 +149,7 @@ class Record:
             tunnel=tunnel,
             endpoints=_endpoints(task, self.services, self.spec) if self.live else {},
             kernelspecs=self.kernelspecs,
+            kernels_error=self.kernels_error,
             spec=self.spec,
             progress=standing.progress,
             error=standing.error,

@@ -136,6 +136,7 @@ class Roster:
         attachment, record.attachment = record.attachment, None
         record.attach = record.announced = False
         record.kernelspecs = ()
+        record.note_kernels(None)
         self._note_attached()
         if attachment is None:
             return

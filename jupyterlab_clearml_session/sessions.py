@@ -343,6 +343,13 @@ class SessionManager(Configurable):
             record.kernelspecs = tuple(names)
             self._roster.update(record)
 
+    def set_kernels_error(self, session_id: str, error: ClearMLSessionError | None) -> None:
+        """Note why the session's kernels cannot be had; None where they can."""
+        record = self._roster.records.get(session_id)
+        if record is not None and record.attachment is not None:  # it may have been detached meanwhile
+            record.note_kernels(error)
+            self._roster.update(record)
+
     # -- telling ---------------------------------------------------------------------------------------
 
     def subscribe(self, callback: Callable[[SessionEvent], None]) -> Callable[[], None]:

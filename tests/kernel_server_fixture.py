@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jupyterlab_clearml_session.errors import ClearMLSessionError
 from jupyterlab_clearml_session.kernels.manager import SessionKernelManager
 from jupyterlab_clearml_session.models import Session, SshTarget
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
@@ -25,6 +26,7 @@ class OneSession:
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
         self.names: list[str] = []
+        self.kernels_error: ClearMLSessionError | None = None
         self.on_ready: Callable[[Session, Any], Awaitable[None]] | None = None
         self.on_gone: Callable[[str], Awaitable[None]] | None = None
 
@@ -37,6 +39,9 @@ class OneSession:
 
     def set_kernelspecs(self, session_id: str, names: Iterable[str]) -> None:
         self.names = list(names)
+
+    def set_kernels_error(self, session_id: str, error: ClearMLSessionError | None) -> None:
+        self.kernels_error = error
 
     def add_hook(self, on_ready: Any = None, on_gone: Any = None) -> None:
         self.on_ready, self.on_gone = on_ready, on_gone

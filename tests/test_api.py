@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from jupyter_events import EventLogger
 from jupyter_server.serverapp import ServerApp
 
 from jupyterlab_clearml_session.api.events import SCHEMA_ID
+from jupyterlab_clearml_session.errors import HelperFailed
+from jupyterlab_clearml_session.models import Phase, Session, SessionEvent
+from tests.kernel_fixture import RemoteMachine, running
 from tests.local_fixture import ClearMLUnderTest, Fault
 from tests.rest_fixture import (  # noqa: F401 - fixtures
     DEADLINE,
@@ -290,6 +294,67 @@ async def test_every_change_is_an_event(call: Call, jp_serverapp: ServerApp) -> 
     assert phases[-1] == "ended"
     revisions = [event["revision"] for event in seen]
     assert revisions == list(range(revisions[0], revisions[0] + len(revisions)))
+
+
+async def test_why_a_session_has_no_kernels_stands_on_it_until_it_has(
+    call: Call,
+    clearml_server: ClearMLUnderTest,
+    jp_serverapp: ServerApp,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jupyterlab_clearml_session.kernels.channel.FAILED_RETRY_MAX", 0.1)
+    (tmp_path / "away").mkdir()
+    machine = RemoteMachine(tmp_path / "away")
+    machine.helper_dir.touch()  # a file: no folder can be made
+    for name, value in machine.env.items():
+        monkeypatch.setenv(name, value)
+    told: asyncio.Queue[SessionEvent] = asyncio.Queue()
+    jp_serverapp.web_app.settings["clearml_session_manager"].subscribe(told.put_nowait)
+
+    async def until(wanted: Callable[[Session], bool]) -> list[Session]:
+        """Return what was told, up to the session that is wanted."""
+        seen: list[Session] = []
+
+        async def listen() -> None:
+            while not seen or not wanted(seen[-1]):
+                event = await told.get()
+                if event.session is not None:
+                    seen.append(event.session)
+
+        await asyncio.wait_for(listen(), DEADLINE)
+        return seen
+
+    with running(machine):
+        async with remote_side() as (ssh, jupyter):
+            session_id = await launched_session(call, clearml_server, ssh, jupyter)
+            await until(lambda session: session.kernels_error is not None)
+            session = await until_phase(call, session_id, "ready")
+            assert session["kernels_error"]["code"] == "helper_failed"
+            assert "no folder can be made for it" in session["kernels_error"]["message"]
+            assert "detach and attach" in session["kernels_error"]["hint"]
+            await ssh.drop()
+            seen = await until(lambda session: session.phase is Phase.RECONNECTING)
+            seen += await until(lambda session: session.phase is Phase.READY)
+            assert all(session.kernels_error for session in seen), "the link says nothing of the helper"
+
+            machine.helper_dir.unlink()
+            await until(lambda session: session.kernels_error is None)
+            seen = await until(lambda session: bool(session.kernelspecs))
+            await ssh.drop()
+            seen += await until(lambda session: session.phase is Phase.RECONNECTING)
+            seen += await until(lambda session: session.phase is Phase.READY)
+            assert not any(session.kernels_error for session in seen)
+            assert "kernels_error" not in (await call("GET", f"sessions/{session_id}"))[1]
+
+            jp_serverapp.web_app.settings["clearml_session_manager"].set_kernels_error(
+                session_id, HelperFailed("It has gone")
+            )
+            assert (await call("GET", f"sessions/{session_id}"))[1]["kernels_error"][
+                "message"
+            ] == "It has gone"
+            _, detached = await call("POST", f"sessions/{session_id}/detach")
+            assert "kernels_error" not in detached
 
 
 async def test_a_repository_is_looked_at_before_it_is_sent(call: Call, jp_root_dir: Path) -> None:

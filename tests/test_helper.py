@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import io
@@ -16,13 +17,14 @@ import zipfile
 from email.message import Message
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.error import HTTPError
 
 import pytest
 
-from jupyterlab_clearml_session.errors import KernelFailed
+from jupyterlab_clearml_session.errors import ConnectionLost, HelperFailed, KernelFailed, RemoteRefused
 from jupyterlab_clearml_session.kernels import bundle
-from jupyterlab_clearml_session.kernels.attach import Handshake
+from jupyterlab_clearml_session.kernels.attach import Handshake, open_channel
 from jupyterlab_clearml_session.kernels.channel import SessionChannel
 from jupyterlab_clearml_session.remote import helper, idle
 from jupyterlab_clearml_session.remote import machine as remote
@@ -42,6 +44,8 @@ from .kernel_fixture import (
 )
 from .lab_fixture import clearml_environment
 from .local_fixture import ClearMLUnderTest
+from .sshd_fixture import ssh_server
+from .tunnel_fixture import Watched
 
 __all__ = ["machine"]
 
@@ -111,6 +115,77 @@ def test_what_attach_reports_is_a_typed_error() -> None:
 def test_a_broken_greeting_is_a_typed_error(line: bytes) -> None:
     with pytest.raises(KernelFailed, match="greeting"):
         Handshake().feed(READY + line + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        (["mkdir"], "no folder can be made for it"),
+        (["head"], "it could not be stored"),
+        (["python3", "python", "readlink"], "there is no Python 3.8 or newer"),
+    ],
+    ids=["folder", "room", "python"],
+)
+async def test_a_machine_that_cannot_run_it_says_why(
+    machine: RemoteMachine, monkeypatch: pytest.MonkeyPatch, missing: list[str], reason: str
+) -> None:
+    stubs = machine.root / "stubs"
+    stubs.mkdir()
+    for name in missing:
+        (stubs / name).write_text("#!/bin/sh\nexit 1\n")
+        (stubs / name).chmod(0o755)
+    for name, value in {**machine.env, "PATH": f"{stubs}:{machine.env['PATH']}"}.items():
+        monkeypatch.setenv(name, value)
+    async with ssh_server(cwd=machine.home) as server, Watched(server.target()) as watched:
+        await watched.tunnel.wait_up(5)
+        with pytest.raises(HelperFailed, match=f"cannot run on the remote machine: {reason}"):
+            await open_channel(watched.tunnel.start_process, SESSION_ID, "a")
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"), [("exit 1", "could not be started"), ("sleep 60", "did not answer in time")]
+)
+async def test_a_machine_that_says_nothing_cannot_run_it(
+    monkeypatch: pytest.MonkeyPatch, command: str, reason: str
+) -> None:
+    monkeypatch.setattr("jupyterlab_clearml_session.kernels.attach.ATTACH_TIMEOUT", 2.0)
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        await watched.tunnel.wait_up(5)
+        with pytest.raises(HelperFailed, match=reason):
+            await open_channel(lambda _: watched.tunnel.start_process(command), SESSION_ID, "a")
+
+
+async def test_a_machine_that_runs_no_commands_cannot_run_it() -> None:
+    async def refuse(command: str) -> Any:
+        raise RemoteRefused("The SSH server of the remote machine does not allow to open a command.")
+
+    with pytest.raises(HelperFailed, match="does not allow"):
+        await open_channel(refuse, SESSION_ID, "a")
+
+
+async def test_an_answer_is_not_missed_where_the_machine_takes_no_more() -> None:
+    """It has ended while the file was being sent: why is in what it said before."""
+    process = mock.Mock(
+        read=mock.AsyncMock(
+            side_effect=[bundle.SEND + b"\n", READY + b'{"error": "there is no room"}\n'],
+        ),
+        write=mock.Mock(side_effect=ConnectionLost("The SSH channel is closed.")),
+    )
+    with pytest.raises(HelperFailed, match="there is no room"):
+        await open_channel(mock.AsyncMock(return_value=process), SESSION_ID, "a")
+
+
+async def test_a_connection_that_breaks_says_nothing_of_the_machine() -> None:
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        await watched.tunnel.wait_up(5)
+        opening = asyncio.create_task(
+            open_channel(lambda _: watched.tunnel.start_process("sleep 60"), SESSION_ID, "a")
+        )
+        while not any("sleep" in command for command in server.commands):
+            await asyncio.sleep(0.01)
+        watched.tunnel.reconnect()
+        with pytest.raises(ConnectionLost):
+            await opening
 
 
 @pytest.mark.parametrize("before", [b"", b"left by an older version"])

@@ -21,7 +21,13 @@ from jupyterlab_clearml_session.attachment import Attachment
 from jupyterlab_clearml_session.backend.client import ClearMLClient
 from jupyterlab_clearml_session.backend.connection import Connection
 from jupyterlab_clearml_session.backend.draft import RECORD
-from jupyterlab_clearml_session.errors import ClearMLBadAnswer, TunnelDown, UnknownSession, WrongPhase
+from jupyterlab_clearml_session.errors import (
+    ClearMLBadAnswer,
+    HelperFailed,
+    TunnelDown,
+    UnknownSession,
+    WrongPhase,
+)
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
 from jupyterlab_clearml_session.models import (
     HostKeyTrust,
@@ -275,6 +281,18 @@ def test_a_session_that_does_not_come_on_is_looked_at_less_and_less_often(
     record.see(replace(record.task, status="in_progress"))
     record.describe(None, None, 1800.0)
     assert manager._interval_of(record, record.phase_began) == 1.0
+
+
+def test_why_there_are_no_kernels_is_told_in_short_and_without_secrets() -> None:
+    """The helper's last words are those of the remote machine: a traceback, or anything."""
+    record = Record(Task("a" * 32, "a session", "in_progress", runtime={"_ssh_password": "correct horse"}))
+    words = "It did not start:\n" + "  File ...\n" * 200 + "OSError: correct horse and token=abcdef"
+    record.note_kernels(HelperFailed(words, stderr="more"))
+    told = record.describe(None, None, 1800.0).to_json()["kernels_error"]
+    assert told.keys() == {"code", "message", "hint"}
+    assert told["message"].startswith("It did not start:")
+    assert told["message"].endswith("OSError: *** and token=***")
+    assert len(told["message"]) < 600
 
 
 async def test_one_session_is_read_again_where_nobody_has_looked_for_long(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections import deque
@@ -10,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from ..deadlines import within
-from ..errors import ClearMLSessionError, KernelFailed, RemoteDeadline
+from ..errors import ClearMLSessionError, ConnectionLost, HelperFailed, RemoteRefused
 from ..remote.helper import READY
 from .bundle import SEND, attach_command, bundle
 
@@ -49,25 +50,26 @@ class Handshake:
         """Bytes of frames that came with the greeting."""
 
     def feed(self, data: bytes) -> bytes:
-        """Take what has come and return what is to be sent. Raises KernelFailed.
+        """Take what has come and return what is to be sent. Raises HelperFailed.
 
         Anything that a login shell prints before is skipped.
         """
         self._input += data
+        answer = b""
         if not self._sent and SEND + b"\n" in self._input:
             self._sent = True
-            return bundle()
+            answer = bundle()
         _, found, after = self._input.partition(READY)
         line, newline, rest = after.partition(b"\n")
         if found and newline:
             info = _parsed(line)
             if info is None:
-                raise KernelFailed("The kernel helper on the remote machine gave no proper greeting.")
+                raise HelperFailed("The kernel helper on the remote machine gave no proper greeting.")
             if "error" in info:
-                raise KernelFailed(f"The kernel helper cannot run on the remote machine: {info['error']}")
+                raise HelperFailed(f"The kernel helper cannot run on the remote machine: {info['error']}")
             self.info = info
             self.rest = rest
-        return b""
+        return answer
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -85,20 +87,23 @@ async def open_channel(
 
     Raises
     ------
-    TunnelDown
+    TunnelDown, ConnectionLost
         There is no SSH connection now.
-    KernelFailed
-        The helper could not be started.
-    RemoteDeadline
-        It did not answer in time.
+    RemoteDeadline, TooManyChannels
+        No channel could be opened on it now.
+    HelperFailed
+        The helper cannot run over there, or does not answer.
     """
-    process = await start_process(attach_command(session_id, client_id))
+    try:
+        process = await start_process(attach_command(session_id, client_id))
+    except RemoteRefused as error:
+        raise HelperFailed(error.message) from error
     handshake = Handshake()
     try:
         await within(_shake(process, handshake), ATTACH_TIMEOUT)
     except asyncio.TimeoutError as error:
         process.abort()
-        raise RemoteDeadline("The kernel helper on the remote machine did not answer in time.") from error
+        raise HelperFailed("The kernel helper on the remote machine did not answer in time.") from error
     except BaseException:
         process.abort()
         raise
@@ -131,11 +136,12 @@ async def _shake(process: ByteProcess, handshake: Handshake) -> None:
         data = await process.read()
         if not data:
             stderr = bytes(getattr(process, "stderr", b"")).decode(errors="replace").strip()[-500:]
-            raise KernelFailed("The kernel helper could not be started on the remote machine.", stderr=stderr)
+            raise HelperFailed("The kernel helper could not be started on the remote machine.", stderr=stderr)
         answer = handshake.feed(data)
-        for start in range(0, len(answer), CHUNK):
-            process.write(answer[start : start + CHUNK])
-            await process.drain()
+        with contextlib.suppress(ConnectionLost):  # why it has ended is what comes next
+            for start in range(0, len(answer), CHUNK):
+                process.write(answer[start : start + CHUNK])
+                await process.drain()
 
 
 async def _splice(process: ByteProcess, sock: socket.socket, first: bytes) -> None:

@@ -35,11 +35,15 @@ _SCRIPT = """\
 umask 077
 d="${{CLEARML_SESSION_HELPER_DIR:-$HOME/.cache/clearml-session-helper}}"
 f="$d/helper-{digest}.pyz"
+fail() {{ printf '\\nclearml-session-helper ready {{"error": "%s"}}\\n' "$1"; exit 1; }}
 whole() {{ [ -s "$1" ] && [ $(wc -c < "$1") -eq {size} ]; }}
 if ! whole "$f"; then
-  mkdir -p "$d" || exit 1
+  mkdir -p "$d" || fail "no folder can be made for it"
   printf '\\n{send}\\n'
-  head -c {size} > "$f.$$" && whole "$f.$$" && mv "$f.$$" "$f" || {{ rm -f "$f.$$"; exit 1; }}
+  head -c {size} > "$f.$$" && whole "$f.$$" && mv "$f.$$" "$f" || {{
+    rm -f "$f.$$"
+    fail "it could not be stored (is the disk full?)"
+  }}
 fi
 for p in "$HOME/environment/bin/python" python3 python /proc/[0-9]*/exe; do
   case "$p" in /proc/*) p="$(readlink "$p")"; case "$p" in */python*) ;; *) continue ;; esac ;; esac
@@ -48,7 +52,7 @@ for p in "$HOME/environment/bin/python" python3 python /proc/[0-9]*/exe; do
     exec "$p" -IS "$f" attach --session {session} --client {client}
   fi
 done
-printf '\\nclearml-session-helper ready {{"error": "there is no Python 3.8 or newer on the remote machine"}}\\n'
+fail "there is no Python 3.8 or newer on the remote machine"
 """
 
 

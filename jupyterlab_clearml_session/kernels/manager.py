@@ -18,6 +18,7 @@ from ..deadlines import within
 from ..errors import (
     ClearMLSessionError,
     Conflict,
+    HelperFailed,
     KernelFailed,
     NotAttached,
     RemoteDeadline,
@@ -49,6 +50,7 @@ class Sessions(Protocol):
 
     async def tunnel(self, session_id: str, wait: float = 0.0) -> Any: ...
     def set_kernelspecs(self, session_id: str, names: Iterable[str]) -> None: ...
+    def set_kernels_error(self, session_id: str, error: ClearMLSessionError | None) -> None: ...
     def add_hook(
         self,
         on_ready: Callable[[Session, Any], Awaitable[None]] | None = None,
@@ -317,7 +319,13 @@ class SessionKernelManager:
             raise RemoteDeadline("The kernel helper did not answer in time.") from error
 
     async def _connect(self, session_id: str, client_id: str) -> socket.socket:
-        process, first = await self._open_channel(session_id, client_id)
+        try:
+            process, first = await self._open_channel(session_id, client_id)
+        except HelperFailed as error:
+            self._sessions.set_kernels_error(session_id, error)
+            raise
+        # What fails otherwise, as without a tunnel, says nothing of the helper.
+        self._sessions.set_kernels_error(session_id, None)
         return as_socket(process, first)
 
     async def _open_channel(self, session_id: str, client_id: str) -> tuple[ByteProcess, bytes]:

@@ -69,6 +69,9 @@ export function Card(props: ICardProps): JSX.Element {
       <Meta session={session} trans={trans} />
       {coming && <Steps session={session} trans={trans} />}
       {session.error && <ErrorBox error={session.error} alert={isNews} trans={trans} />}
+      {session.kernels_error && (
+        <NoKernels error={session.kernels_error} trans={trans} />
+      )}
       <Actions {...props} />
       <Details {...props} />
     </article>
@@ -156,6 +159,20 @@ export function ErrorBox(props: {
         </details>
       )}
       {props.children}
+    </div>
+  );
+}
+
+/** Quieter than a failure: the rest of the session can be used. */
+function NoKernels(props: {
+  error: IErrorBody;
+  trans: TranslationBundle;
+}): JSX.Element {
+  const { error, trans } = props;
+  return (
+    <div className="jp-ClearML-warning" role="note" data-code={error.code}>
+      <p>{trans.__('No kernels: %1', error.message)}</p>
+      {error.hint && <p className="jp-ClearML-dim">{error.hint}</p>}
     </div>
   );
 }
@@ -291,7 +308,11 @@ function Details({ api, session, trans }: ICardProps): JSX.Element {
         <Row name={trans.__('Packages')}>
           {Array.isArray(spec.packages) && spec.packages.join(', ')}
         </Row>
-        <Row name={trans.__('Kernels')}>{session.kernelspecs.join(', ')}</Row>
+        <Row name={trans.__('Kernels')}>
+          {session.kernels_error
+            ? trans.__('not available: %1', session.kernels_error.message)
+            : session.kernelspecs.join(', ')}
+        </Row>
         {isLive(session) && (
           <>
             <Row name={trans.__('Connection')}>{tunnelText(session, trans)}</Row>

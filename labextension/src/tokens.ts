@@ -138,6 +138,8 @@ export interface ISession {
   spec: LaunchSpec;
   progress: IProgress | null;
   error?: IErrorBody;
+  /** Why its kernels cannot be had, where the rest of it can. */
+  kernels_error?: IErrorBody;
 }
 
 /** One line of a session's console. */

@@ -121,6 +121,36 @@ describe('Card', () => {
     expect(screen.getByRole('alert').textContent).toBe('It failed');
   });
 
+  it('says quietly why a session has no kernels, as long as it has none', () => {
+    const show = (changes: Partial<ISession>) => (
+      <Card
+        api={fakeAPI({})}
+        session={session(1, 'ready', changes)}
+        commands={new CommandRegistry()}
+        trans={trans}
+      />
+    );
+    const error = {
+      code: 'helper_failed',
+      message: 'There is no Python',
+      hint: 'Detach and attach again'
+    };
+    const { rerender } = render(show({ kernels_error: error }));
+    const note = screen.getByRole('note');
+    expect(note.textContent).toBe(
+      'No kernels: There is no PythonDetach and attach again'
+    );
+    expect(screen.queryByRole('alert')).toBeNull();
+    expect(screen.getByText('Kernels').nextElementSibling?.textContent).toBe(
+      'not available: There is no Python'
+    );
+    rerender(show({ kernelspecs: ['clearml-1-python3'] }));
+    expect(screen.queryByRole('note')).toBeNull();
+    expect(screen.getByText('Kernels').nextElementSibling?.textContent).toBe(
+      'clearml-1-python3'
+    );
+  });
+
   it('warns of a host key that proves nothing', () => {
     const running = session(1, 'services_up', {
       tunnel: {
