@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from jupyterlab_clearml_session.errors import ConnectionLost
+from jupyterlab_clearml_session.errors import ConnectionLost, TunnelDown
 from jupyterlab_clearml_session.models import TunnelState
 from jupyterlab_clearml_session.proxy.state import ProxyState
 from jupyterlab_clearml_session.proxy.transport import Exchange
@@ -54,7 +54,11 @@ async def test_nothing_is_kept_of_a_tunnel_that_was_closed() -> None:
             other = state.pool(Watched(server.target()).tunnel)
         assert set(state._pools.values()) == {other}
         assert pool._timer is None
+        late = state.pool(watched.tunnel)  # as for a request that found the tunnel just before
+        with pytest.raises(TunnelDown):
+            await late.take(port, bulk=False)
+        assert set(state._pools.values()) == {other}
         kept = weakref.ref(watched.tunnel)
-        del watched, pool, channel
+        del watched, pool, late, channel
         gc.collect()
         assert kept() is None

@@ -43,5 +43,5 @@ class ProxyState:
         pool = self._pools.get(tunnel)
         if pool is None:
             pool = self._pools[tunnel] = Pool(tunnel, self.settings.tunnel_wait)
-            tunnel.on_closed.append(lambda: self._pools.pop(tunnel).close())
+            tunnel.when_closed(lambda: self._pools.pop(tunnel).close())
         return pool

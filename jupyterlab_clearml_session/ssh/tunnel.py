@@ -77,8 +77,7 @@ class Tunnel:
         self._runner: asyncio.Task[None] | None = None
         self._forwards: dict[int, ForwardedPort] = {}
         self._closed = False
-        self.on_closed: list[Callable[[], object]] = []
-        """Called once it is closed: for what others keep of it."""
+        self._when_closed: list[Callable[[], object]] = []
 
     @property
     def status(self) -> TunnelStatus:
@@ -153,8 +152,18 @@ class Tunnel:
             await asyncio.gather(self._bulk_opening, return_exceptions=True)
         await self._drop_links()
         self._set(TunnelState.DOWN, cause=None)
-        while self.on_closed:
-            self.on_closed.pop()()
+        while self._when_closed:
+            self._when_closed.pop()()
+
+    def when_closed(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once the tunnel is closed, at once where it is or is being closed.
+
+        For what others keep of it: whoever waited for it may come back when it has just gone.
+        """
+        if self._closed:
+            callback()
+        else:
+            self._when_closed.append(callback)
 
     async def open_prompt_channel(self, port: int, *, wait: float = 0.0) -> ByteStream:
         """As `open_channel`, for a service that sends small pieces and is spoken to for long (a WebSocket).
