@@ -14,6 +14,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from jupyterlab_clearml_session.models import TunnelState
 from jupyterlab_clearml_session.proxy import splice
 from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
@@ -306,3 +307,19 @@ async def test_browser_that_vanishes_closes_the_remote_end(site: Site) -> None:
     assert await client.read_message() == "x"
     client.protocol.stream.close()
     await asyncio.wait_for(site.remote.closed.wait(), 5)
+
+
+async def test_what_is_open_at_an_own_address_ends_with_it(site: Site) -> None:
+    """Not only with the tunnel, which lives on here."""
+    settings = site.serverapp.web_app.settings
+    apart = settings["clearml_session_aparts"].open(
+        SESSION, f"port/{site.remote.port}", "localhost", settings
+    )
+    headers = {"Cookie": f"{apart.cookie}={apart.secret}", "Origin": f"http://{apart.host}"}
+    client = await websocket.websocket_connect(HTTPRequest(f"ws://{apart.host}/echo", headers=headers))
+    await client.write_message("x")
+    assert await client.read_message() == "x"
+    await settings["clearml_session_aparts"].forget(SESSION)
+    assert await asyncio.wait_for(client.read_message(), 5) is None
+    await asyncio.wait_for(site.remote.closed.wait(), 5)
+    assert site.tunnel.status.state is TunnelState.UP

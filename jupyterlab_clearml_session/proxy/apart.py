@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import weakref
 from typing import Any
 from urllib.parse import urlencode
 
@@ -47,6 +48,8 @@ class Apart:
         self.host = ""
         self.cookie = ""
         self.secret = secrets.token_urlsafe(32)
+        self.requests: weakref.WeakSet[ApartHandler] = weakref.WeakSet()
+        """Those that are under way, and none that nobody else knows any more."""
         self._name = name
         self._tokens: set[str] = set()
         self._server: HTTPServer | None = None
@@ -67,6 +70,8 @@ class Apart:
         if self._server is not None:
             self._server.stop()
             await self._server.close_all_connections()
+        for request in tuple(self.requests):
+            request.on_connection_close()  # a WebSocket has taken its connection away from the server
 
     def invite(self, path: str, query: str) -> str:
         """Return the address of a page that lets in whoever opens it first."""
@@ -109,6 +114,7 @@ class ApartHandler(ProxyHandler):
     def initialize(self, apart: Apart) -> None:
         """Take the address."""
         self._apart = apart
+        apart.requests.add(self)
 
     def check_host(self) -> bool:
         """Accept this address's own name only: any other one was made to lead here (DNS rebinding)."""
