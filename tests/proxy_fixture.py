@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -109,3 +110,40 @@ def head(proxy: Proxy, method: str, path: str, *more: str, kind: str = "port", c
         *more,
     ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+@dataclass
+class Browser:
+    """Requests of a logged-in browser: with the login cookie instead of the token."""
+
+    proxy: Proxy
+    cookie: str = ""
+
+    async def login(self) -> None:
+        token = self.proxy.serverapp.identity_provider.token
+        request = f"GET {self.proxy.serverapp.base_url}tree?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        answer = (await raw(self.proxy, f"{request}Connection: close\r\n\r\n".encode())).decode("latin-1")
+        self.cookie = "; ".join(re.findall(r"Set-Cookie: ([^;]+)", answer))
+        assert self.cookie
+
+    async def send(self, method: str, *more: str) -> int:
+        port = self.proxy.service.port
+        lines = [f"{method} {self.proxy.base}/port/{port}/ HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
+        lines += [f"Cookie: {self.cookie}", "Content-Length: 0", *more]
+        answer = await raw(self.proxy, ("\r\n".join(lines) + "\r\n\r\n").encode())
+        return int(answer.split(b" ")[1])
+
+
+class Asked:
+    """Counts how often Jupyter was asked who somebody is."""
+
+    def __init__(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        provider = proxy.serverapp.identity_provider
+        get_user = provider.get_user
+
+        def counted(handler: Any) -> Any:
+            self.times += 1
+            return get_user(handler)
+
+        monkeypatch.setattr(provider, "get_user", counted)

@@ -21,6 +21,32 @@ from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 SESSION = "0123456789abcdef0123456789abcdef"
 REMOTE_TOKEN = "remote-secret-token"
 
+SMUGGLED = [
+    "Content-Length: 3\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: chunked\r\nContent-Length: 3",
+    "Content-Length: 3\r\nContent-Length: 4",
+    "Content-Length: 3, 3",
+    "Content-Length: -1",
+    "Content-Length: 0x3",
+    "Content-Length: 3\r\nContent-Length : 4",
+    "Transfer-Encoding: xchunked",
+    "Transfer-Encoding: gzip, chunked",
+    "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding:\x0bchunked",
+    "Content-Length: 3\r\nX: a\r\n folded: b",
+    "Content-Length: 3\r\nX: a\r\n\tTransfer-Encoding: chunked",
+    "Content-Length: 3\r\nX: a\nY: b",
+    "Content-Length: 3\nTransfer-Encoding: chunked",
+    "Content-Length: 3\r\nX: a\rY: b",
+    "Content-Length: 3\n",
+    "X: a\x00b",
+    "X : a",
+    "no colon",
+    "X: " + "a" * 20_000,
+    "\r\n".join(["X: a"] * 10_000),
+]
+"""Lines of a head that two servers could read in two ways."""
+
 Reply = Callable[["Request", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
 
 

@@ -6,14 +6,13 @@ import asyncio
 import html
 import logging
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from jupyterlab_clearml_session.proxy import trust
 
-from .proxy_fixture import BOTH_WAYS, NAVIGATION, Proxy, head, proxy, raw
+from .proxy_fixture import BOTH_WAYS, NAVIGATION, Browser, Proxy, head, proxy, raw
 from .proxy_parts import REMOTE_TOKEN, SESSION, canned
 
 __all__ = ["proxy"]  # the fixture
@@ -42,28 +41,6 @@ async def test_unauthorised_user_is_refused(proxy: Proxy, monkeypatch: pytest.Mo
     assert (await proxy.get("port", "x")).code == 403
     assert asked == [("execute", "clearml_session")]
     assert proxy.service.requests == []
-
-
-@dataclass
-class Browser:
-    """Requests of a logged-in browser: with the login cookie instead of the token."""
-
-    proxy: Proxy
-    cookie: str = ""
-
-    async def login(self) -> None:
-        token = self.proxy.serverapp.identity_provider.token
-        request = f"GET {self.proxy.serverapp.base_url}tree?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-        answer = (await raw(self.proxy, f"{request}Connection: close\r\n\r\n".encode())).decode("latin-1")
-        self.cookie = "; ".join(re.findall(r"Set-Cookie: ([^;]+)", answer))
-        assert self.cookie
-
-    async def send(self, method: str, *more: str) -> int:
-        port = self.proxy.service.port
-        lines = [f"{method} {self.proxy.base}/port/{port}/ HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
-        lines += [f"Cookie: {self.cookie}", "Content-Length: 0", *more]
-        answer = await raw(self.proxy, ("\r\n".join(lines) + "\r\n\r\n").encode())
-        return int(answer.split(b" ")[1])
 
 
 async def test_someone_elses_session_opens_after_a_warning_only(proxy: Proxy) -> None:

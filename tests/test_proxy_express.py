@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
@@ -16,26 +15,10 @@ from jupyterlab_clearml_session.proxy import admissions
 from jupyterlab_clearml_session.proxy.admissions import Admission, Admissions
 from jupyterlab_clearml_session.proxy.services import Service
 
-from .proxy_fixture import NAVIGATION, Proxy, proxy
+from .proxy_fixture import NAVIGATION, Asked, Browser, Proxy, proxy
 from .proxy_parts import SESSION
-from .test_proxy_access import Browser
 
 __all__ = ["proxy"]  # the fixture
-
-
-class Asked:
-    """Counts how often Jupyter was asked who somebody is."""
-
-    def __init__(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.times = 0
-        provider = proxy.serverapp.identity_provider
-        get_user = provider.get_user
-
-        def counted(handler: Any) -> Any:
-            self.times += 1
-            return get_user(handler)
-
-        monkeypatch.setattr(provider, "get_user", counted)
 
 
 class Connection:

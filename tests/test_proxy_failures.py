@@ -14,37 +14,11 @@ import pytest
 from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
 
 from .proxy_fixture import BOTH_WAYS, NAVIGATION, Proxy, head, proxy, raw
-from .proxy_parts import SESSION, canned, say_ok, silent
+from .proxy_parts import SESSION, SMUGGLED, canned, say_ok, silent
 
 __all__ = ["proxy"]  # the fixture
 
 # -- what is refused
-
-
-SMUGGLED = [
-    "Content-Length: 3\r\nTransfer-Encoding: chunked",
-    "Transfer-Encoding: chunked\r\nContent-Length: 3",
-    "Content-Length: 3\r\nContent-Length: 4",
-    "Content-Length: 3, 3",
-    "Content-Length: -1",
-    "Content-Length: 0x3",
-    "Content-Length: 3\r\nContent-Length : 4",
-    "Transfer-Encoding: xchunked",
-    "Transfer-Encoding: gzip, chunked",
-    "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-    "Transfer-Encoding:\x0bchunked",
-    "Content-Length: 3\r\nX: a\r\n folded: b",
-    "Content-Length: 3\r\nX: a\r\n\tTransfer-Encoding: chunked",
-    "Content-Length: 3\r\nX: a\nY: b",
-    "Content-Length: 3\nTransfer-Encoding: chunked",
-    "Content-Length: 3\r\nX: a\rY: b",
-    "Content-Length: 3\n",
-    "X: a\x00b",
-    "X : a",
-    "no colon",
-    "X: " + "a" * 20_000,
-    "\r\n".join(["X: a"] * 10_000),
-]
 
 
 async def test_ambiguous_request_is_refused(proxy: Proxy) -> None:

@@ -22,10 +22,8 @@ from jupyterlab_clearml_session.proxy.lane import MAX_UNREAD, Lane
 from jupyterlab_clearml_session.proxy.state import ProxySettings, ProxyState
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 
-from .proxy_fixture import OK, Proxy, head, proxy, raw
-from .proxy_parts import Reply, Request, canned, say_ok
-from .test_proxy_express import Asked
-from .test_proxy_failures import SMUGGLED
+from .proxy_fixture import OK, Asked, Proxy, head, proxy, raw
+from .proxy_parts import SMUGGLED, Reply, Request, canned, say_ok
 
 __all__ = ["proxy"]  # the fixture
 
