@@ -38,6 +38,8 @@ interface ISessionCommand {
   caption: string;
   icon: CommandRegistry.ICommandOptions['icon'];
   action?: Action;
+  /** Takes long, and must not run twice at once for one session. */
+  alone?: boolean;
   run: (session: ISession) => Promise<unknown>;
 }
 
@@ -46,8 +48,27 @@ export function addSessionCommands(options: ICommandOptions): void {
   const { app, model, trans } = options;
   const all = sessionCommands(options);
   for (const [id, command] of Object.entries(all)) {
-    const enabled = (session: ISession) =>
+    const running = new Set<string>();
+    const makesSense = (session: ISession) =>
       !command.action || can(session, command.action);
+    const enabled = (session: ISession) =>
+      makesSense(session) && !running.has(session.id);
+    const run = async (session: ISession) => {
+      if (!command.alone) {
+        return command.run(session);
+      }
+      if (running.has(session.id)) {
+        return null; // whoever runs a command by its id need not ask whether it is enabled
+      }
+      running.add(session.id);
+      app.commands.notifyCommandChanged(id);
+      try {
+        return await command.run(session);
+      } finally {
+        running.delete(session.id);
+        app.commands.notifyCommandChanged(id);
+      }
+    };
     const candidates = () =>
       [...model.active, ...(model.ended ?? [])].filter(session => enabled(session));
     app.commands.addCommand(id, {
@@ -64,14 +85,14 @@ export function addSessionCommands(options: ICommandOptions): void {
       },
       isVisible: args => {
         const session = typeof args.id === 'string' ? model.get(args.id) : undefined;
-        return session === undefined || enabled(session);
+        return session === undefined || makesSense(session);
       },
       execute: async args => {
         const session =
           typeof args.id === 'string'
             ? model.get(args.id)
             : await choose(candidates(), trans, command.label);
-        return session ? tell(() => command.run(session)) : null;
+        return session ? tell(() => run(session)) : null;
       }
     });
   }
@@ -232,6 +253,7 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
       caption: trans.__('Keep a snapshot of the workspace folder for the next session'),
       icon: saveIcon,
       action: 'store',
+      alone: true,
       run: async session => {
         const stored = api.storeWorkspace(session.id).then(() => null);
         Notification.promise(stored, {

@@ -259,6 +259,36 @@ describe('commands', () => {
     expect(messages()).toEqual(['No space. Tidy up']);
   });
 
+  it.each([
+    ['was stored', (stored: PromiseDelegate<void>) => stored.resolve()],
+    ['could not be', (stored: PromiseDelegate<void>) => stored.reject(new Error('no'))]
+  ])('store a workspace once at a time, and again after it %s', async (_, end) => {
+    const spec = { store_workspace: '~/work' };
+    const stored = new PromiseDelegate<void>();
+    const { commands, api } = await stage(
+      [session(1, 'ready', { spec }), session(2, 'ready', { spec })],
+      { storeWorkspace: jest.fn().mockReturnValue(stored.promise) }
+    );
+    const [first, second] = [{ id: id(1) }, { id: id(2) }];
+    const isEnabled = (args: { id: string }) =>
+      commands.isEnabled(CommandIDs.storeWorkspace, args);
+    const changed: Array<string | undefined> = [];
+    commands.commandChanged.connect((__, change) => changed.push(change.id));
+
+    const done = commands.execute(CommandIDs.storeWorkspace, first);
+    expect(changed).toEqual([CommandIDs.storeWorkspace]);
+    expect(isEnabled(first)).toBe(false);
+    expect(commands.isVisible(CommandIDs.storeWorkspace, first)).toBe(true);
+    expect(isEnabled(second)).toBe(true);
+    await commands.execute(CommandIDs.storeWorkspace, first);
+    expect(api.storeWorkspace).toHaveBeenCalledTimes(1);
+
+    end(stored);
+    await done;
+    expect(changed).toHaveLength(2);
+    expect(isEnabled(first)).toBe(true);
+  });
+
   it('tell the buttons of this extension alone that they may look different', async () => {
     const { commands, events } = await stage([]);
     const changed = new Set<string | undefined>();
