@@ -14,7 +14,7 @@ export async function cleanUp(
   model: ISessionModel,
   trans: TranslationBundle
 ): Promise<void> {
-  const { sessions } = await model.api.sessions('ended', false);
+  const { sessions } = await model.api.sessions('ended', false, false);
   const ended = sessions.filter(session => session.mine && can(session, 'delete'));
   const chosen = await confirmCleanUp(ended, trans);
   if (chosen.length === 0) {

@@ -189,11 +189,11 @@ export function LaunchForm(
       <div className="jp-ClearML-launchFooter">
         {draft.failure && (
           <ErrorBox error={draft.failure.body} trans={trans}>
-            {!draft.schema && (
+            {draft.isUnanswered && (
               <button
                 type="button"
                 className="jp-ClearML-button"
-                onClick={() => void draft.load()}
+                onClick={() => void draft.askAgain()}
               >
                 {trans.__('Try Again')}
               </button>

@@ -111,6 +111,16 @@ export class LaunchDraft {
     await looking;
   }
 
+  /** Whether `failure` tells that options and queues could not be had. */
+  get isUnanswered(): boolean {
+    return this.failure !== null && this.failure === this._unanswered;
+  }
+
+  /** Ask for options and queues again; what was typed stays. */
+  async askAgain(): Promise<void> {
+    await (this.schema ? this._during('loading', () => this._ask()) : this.load());
+  }
+
   /** Take some values over from the form. */
   set(values: LaunchSpec): void {
     for (const [option, value] of Object.entries(values)) {
@@ -144,9 +154,10 @@ export class LaunchDraft {
     this.takeRepository(this.repositoryTaken);
   }
 
-  /** Look at the repository again; what is taken of it is what is shown. */
+  /** Look at the repository again; what is taken of it is what is shown, also where it could not be seen before. */
   async lookAgain(): Promise<void> {
-    await this._look(this.repository.folder ?? '', this.repositoryTaken);
+    const { folder } = this.repository;
+    await this._look(folder ?? '', this.repositoryTaken || this.repositoryAsked);
   }
 
   /** Clone the repository that was found, as it is shown, or do not. */
@@ -261,14 +272,21 @@ export class LaunchDraft {
   }
 
   private async _ask(): Promise<void> {
-    const [schema, queues, presets] = await Promise.all([
-      this._api.schema(),
-      this._api.queues(),
-      this._api.presets()
-    ]);
-    this.schema = schema;
-    this.queues = queues;
-    this.presets = presets;
+    try {
+      const [schema, queues, presets] = await Promise.all([
+        this._api.schema(),
+        this._api.queues(),
+        this._api.presets()
+      ]);
+      this.schema = schema;
+      this.queues = queues;
+      this.presets = presets;
+    } catch (reason) {
+      throw (this._unanswered = SessionError.from(reason));
+    }
+    if (this.isUnanswered) {
+      this.failure = null;
+    }
   }
 
   private _begin(request: ILaunchRequest, first: boolean): void {
@@ -359,6 +377,7 @@ export class LaunchDraft {
   private readonly _changed = new Signal<this, void>(this);
   private _cancelled: PromiseDelegate<null> | null = null;
   private _request: ILaunchRequest = {};
+  private _unanswered: SessionError | null = null;
 }
 
 /** Shut a session down that nobody wants; of one that no agent has begun with, nothing is left. */

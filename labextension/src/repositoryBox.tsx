@@ -46,9 +46,12 @@ export function RepositoryBox({ draft, trans }: IBoxProps): JSX.Element | null {
         {looking && !found && trans.__('Looking at the repository of this folder…')}
       </p>
       {error && (
-        <p role="alert" className="jp-ClearML-fieldError">
-          {error.text}
-        </p>
+        <>
+          <p role="alert" className="jp-ClearML-fieldError">
+            {error.text}
+          </p>
+          <LookAgain draft={draft} trans={trans} />
+        </>
       )}
     </section>
   );
@@ -132,16 +135,22 @@ function Preview(props: IBoxProps & { found: IRepository }): JSX.Element {
           </ul>
         </div>
       )}
-      <button
-        type="button"
-        className="jp-ClearML-button"
-        disabled={draft.repository.looking || draft.busy === 'launching'}
-        title={trans.__('Files may have changed since the dialog was opened')}
-        onClick={() => void draft.lookAgain()}
-      >
-        {trans.__('Look Again')}
-      </button>
+      <LookAgain draft={draft} trans={trans} />
     </div>
+  );
+}
+
+function LookAgain({ draft, trans }: IBoxProps): JSX.Element {
+  return (
+    <button
+      type="button"
+      className="jp-ClearML-button"
+      disabled={draft.repository.looking || draft.busy === 'launching'}
+      title={trans.__('Files may have changed since the dialog was opened')}
+      onClick={() => void draft.lookAgain()}
+    >
+      {trans.__('Look Again')}
+    </button>
   );
 }
 

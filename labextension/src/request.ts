@@ -94,6 +94,8 @@ export interface IRequest {
   query?: { [name: string]: string | number | undefined };
   /** Milliseconds. */
   deadline?: number;
+  /** A question that whoever asks it repeats where it fails: the user is told so. */
+  polled?: boolean;
   /** Gives the call up from outside. */
   signal?: AbortSignal;
 }
@@ -192,11 +194,13 @@ function failure(reason: unknown, aborted: boolean, request: IRequest): SessionE
   if (request.signal?.aborted) {
     return SessionError.cancelled();
   }
-  // A question is repeated; an order never is, and what became of it is not known.
+  // An order is never repeated by itself, and what became of it is not known.
   const next =
-    (request.method ?? 'GET') === 'GET'
-      ? 'It is asked again by itself.'
-      : 'What you asked for may have been done all the same: look before you try again.';
+    (request.method ?? 'GET') !== 'GET'
+      ? 'What you asked for may have been done all the same: look before you try again.'
+      : request.polled
+        ? 'It is asked again by itself.'
+        : 'Try again in a moment.';
   if (aborted) {
     return new SessionError(
       {
@@ -241,7 +245,7 @@ export class SessionAPI {
   }
 
   status(): Promise<IBackendStatus> {
-    return this._call('status');
+    return this._call('status', { polled: true });
   }
 
   configure(
@@ -260,11 +264,14 @@ export class SessionAPI {
     return (await this._call<{ queues: IQueue[] }>('queues')).queues;
   }
 
+  /** @param polled - whether they are asked for again and again */
   sessions(
     state: 'active' | 'ended' | 'all',
-    allUsers: boolean
+    allUsers: boolean,
+    polled = true
   ): Promise<{ sessions: ISession[]; revision: number }> {
-    return this._call('sessions', { query: { state, all_users: allUsers ? 1 : 0 } });
+    const query = { state, all_users: allUsers ? 1 : 0 };
+    return this._call('sessions', { query, polled });
   }
 
   session(id: string): Promise<ISession> {

@@ -426,6 +426,7 @@ describe('commands', () => {
     boxes[0].click();
     await press('Delete Chosen');
     await done;
+    expect(api.sessions).toHaveBeenLastCalledWith('ended', false, false);
     expect(api.purge.mock.calls).toEqual([[id(2)]]);
     expect(messages()).toEqual(['1 session deleted']);
   });

@@ -399,6 +399,28 @@ describe('LaunchForm', () => {
     });
   });
 
+  it('asks for options and queues again on request, also where some are known', async () => {
+    const queues = jest.fn().mockResolvedValue([]);
+    const draft = await form({ queues });
+    queues.mockRejectedValueOnce(new Error('away'));
+    await act(() => draft.load());
+    expect(screen.getByRole('alert').textContent).toContain('away');
+    fireEvent.click(screen.getByRole('button', { name: 'Try Again' }));
+    await act(settle);
+    expect(queues).toHaveBeenCalledTimes(3);
+    expect(screen.queryByRole('alert')).toBeNull();
+  });
+
+  it('looks at the repository again on request where it could not be seen', async () => {
+    const repository = jest.fn().mockRejectedValue(new Error('away'));
+    const draft = await form({ repository });
+    await act(() => draft.load({ folder: 'x' }));
+    expect(screen.getByRole('alert').textContent).toBe('away');
+    fireEvent.click(screen.getByRole('button', { name: 'Look Again' }));
+    await act(settle);
+    expect(repository).toHaveBeenCalledTimes(2);
+  });
+
   it('shows what is wrong where it is wrong, and opens its group', async () => {
     const draft = await form();
     act(() => draft.set({ debugging_session: 'xyz' }));

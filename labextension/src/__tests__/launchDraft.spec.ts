@@ -234,6 +234,47 @@ describe('LaunchDraft', () => {
   });
 });
 
+describe('options and queues that cannot be had any more', () => {
+  const away = new SessionError({ code: 'deadline', message: 'away' }, 0);
+
+  async function openedAgain() {
+    const { api, draft } = await loaded({
+      launch: jest.fn().mockRejectedValue(new Error('full'))
+    });
+    draft.set({ name: 'typed' });
+    api.queues.mockRejectedValueOnce(away);
+    await draft.load({ again: { name: 'tuesday', spec: { queue: 'gpu' } } });
+    draft.set({ name: 'wednesday' });
+    expect(draft.isUnanswered).toBe(true);
+    return { api, draft };
+  }
+
+  it('can be asked for again, and what was typed stays', async () => {
+    const { api, draft } = await openedAgain();
+    api.queues.mockRejectedValueOnce(away);
+    await draft.askAgain();
+    expect(draft.failure).toBe(away);
+    await draft.askAgain();
+    expect(draft.failure).toBeNull();
+    expect(draft.spec()).toEqual({ queue: 'gpu', name: 'wednesday' });
+  });
+
+  it('are told no longer when the dialog is opened again and they can', async () => {
+    const { draft } = await openedAgain();
+    await draft.load();
+    expect(draft.failure).toBeNull();
+  });
+
+  it('are not what a launch has failed for', async () => {
+    const { draft } = await openedAgain();
+    await draft.launch();
+    expect(draft.failure?.message).toBe('full');
+    expect(draft.isUnanswered).toBe(false);
+    await draft.load({});
+    expect(draft.failure?.message).toBe('full');
+  });
+});
+
 describe('launching again', () => {
   it('begins with all that the session was launched with, whatever stood there', async () => {
     const { draft } = await loaded();
@@ -323,6 +364,15 @@ describe('the repository of the folder', () => {
   it('is taken at once where it was asked for', async () => {
     const { draft } = await offered({ folder: '', withRepository: true });
     expect(draft.repositoryTaken).toBe(true);
+    expect(draft.spec()).toEqual({ clone_repo: clone });
+  });
+
+  it('can be looked for again where it could not be seen, and is taken then as it was asked for', async () => {
+    const away = new SessionError({ code: 'deadline', message: 'away' }, 0);
+    const repository = jest.fn().mockRejectedValueOnce(away).mockResolvedValue(found);
+    const { draft } = await offered({ folder: 'x', withRepository: true }, repository);
+    expect(draft.spec()).toEqual({});
+    await draft.lookAgain();
     expect(draft.spec()).toEqual({ clone_repo: clone });
   });
 

@@ -141,7 +141,7 @@ describe('requestAPI', () => {
   });
 
   it.each([
-    ['GET', 'asked again by itself'],
+    ['GET', 'Try again in a moment'],
     ['POST', 'look before you try again'],
     ['PUT', 'look before you try again'],
     ['DELETE', 'look before you try again']
@@ -204,6 +204,26 @@ describe('SessionAPI', () => {
     expect(request.method).toBe(method);
     expect(request.url).toBe(`http://localhost/user/ada/clearml-session/api/${path}`);
   });
+
+  it.each([
+    ['status', api => api.status(), 'asked again by itself'],
+    ['sessions', api => api.sessions('active', false), 'asked again by itself'],
+    [
+      'sessions to clean up',
+      api => api.sessions('ended', false, false),
+      'Try again in a moment'
+    ],
+    ['queues', api => api.queues(), 'Try again in a moment'],
+    ['kernels', api => api.kernels(id(1)), 'Try again in a moment']
+  ] as Array<[string, (api: SessionAPI) => Promise<unknown>, string]>)(
+    'says whether it asks for %s again',
+    async (_, call, hint) => {
+      const { settings } = settingsThatAnswer(() => {
+        throw new TypeError('Failed to fetch');
+      });
+      expect((await failure(call(new SessionAPI(settings)))).hint).toContain(hint);
+    }
+  );
 
   it('sends the spec as it is', async () => {
     const { settings, fetch } = settingsThatAnswer(() => json({}, 202));
