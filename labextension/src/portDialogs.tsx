@@ -238,7 +238,7 @@ export function Forwards(props: IPortsProps & { forwards: IForward[] }): JSX.Ele
       setError('');
       return true;
     } catch (reason) {
-      setError(SessionError.from(reason).message);
+      setError(SessionError.from(reason).text);
       return false;
     } finally {
       setBusy(false);

@@ -87,7 +87,7 @@ function Password(props: Omit<ISshProps, 'forward'>): JSX.Element {
       setPassword(shown.password ?? '');
       setError('');
     } catch (reason) {
-      setError(SessionError.from(reason).message);
+      setError(SessionError.from(reason).text);
     }
   };
   return (

@@ -158,11 +158,11 @@ describe('Forwards', () => {
   });
 
   it('say why one could not be opened, and keep what was typed', async () => {
-    const inUse = new SessionError({ code: 'conflict', message: 'in use' }, 409);
-    await shown({ forward: jest.fn().mockRejectedValue(inUse) });
+    const late = { code: 'deadline', message: 'No answer', hint: 'Look first' };
+    await shown({ forward: jest.fn().mockRejectedValue(new SessionError(late, 0)) });
     fireEvent.change(field('Port over there'), { target: { value: '8000' } });
     await click('Open');
-    expect(screen.getByText('in use')).toBeTruthy();
+    expect(screen.getByText('No answer. Look first')).toBeTruthy();
     expect(field('Port over there').value).toBe('8000');
   });
 });
@@ -191,6 +191,24 @@ describe('sshDialog', () => {
     await click('Done');
     await done;
     expect(document.querySelector('.jp-Dialog')).toBeNull();
+  });
+
+  it('says why the password cannot be shown, and what to do', async () => {
+    const forward = jest
+      .fn()
+      .mockResolvedValueOnce(answer)
+      .mockRejectedValue(
+        new SessionError(
+          { code: 'not_attached', message: 'Not attached', hint: 'Attach first' },
+          409
+        )
+      );
+    const done = sshDialog(fakeAPI({ forward }), READY, trans);
+    await act(settle);
+    await click('Show Password');
+    expect(screen.getByText('Not attached. Attach first')).toBeTruthy();
+    await click('Done');
+    await done;
   });
 
   it('copies the command, and says so', async () => {
