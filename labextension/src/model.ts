@@ -147,6 +147,10 @@ export class SessionModel implements ISessionModel {
     if (this._isDisposed) {
       return;
     }
+    if (this._looking) {
+      await this._look(); // the poll would take it for the refresh that it is making
+      return;
+    }
     await this._poll.refresh();
     await this._poll.tick.catch(() => undefined);
   }

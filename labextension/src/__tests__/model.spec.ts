@@ -1,3 +1,5 @@
+import { PromiseDelegate } from '@lumino/coreutils';
+
 import { SessionModel } from '../model';
 import { SessionError } from '../request';
 import type { IPhaseChange } from '../tokens';
@@ -322,6 +324,42 @@ describe('SessionModel', () => {
     await settle();
     expect(most).toBe(1);
     expect(api.sessions.mock.calls.length).toBeLessThanOrEqual(4);
+  });
+
+  it.each([
+    ['showEnded', 'all', false],
+    ['allUsers', 'active', true]
+  ] as const)(
+    'asks anew where %s is set while it is asking',
+    async (wish, state, all) => {
+      const answer = new PromiseDelegate<unknown>();
+      const api = fakeAPI();
+      model = await startedModel(api, events);
+      api.sessions.mockReturnValueOnce(answer.promise);
+      const refreshed = model.refresh();
+      await settle();
+      model[wish] = true;
+      answer.resolve({ sessions: [], revision: 0 });
+      await refreshed;
+      await settle();
+      expect(api.sessions).toHaveBeenLastCalledWith(state, all);
+    }
+  );
+
+  it('takes a new snapshot for a gap that it finds after a snapshot', async () => {
+    const answer = new PromiseDelegate<unknown>();
+    const api = fakeAPI();
+    model = await startedModel(api, events);
+    api.sessions
+      .mockReturnValueOnce(answer.promise)
+      .mockResolvedValue({ sessions: [session(1, 'ready')], revision: 9 });
+    const refreshed = model.refresh();
+    await settle();
+    events.changed(9, session(1, 'ready'));
+    answer.resolve({ sessions: [session(1, 'queued')], revision: 1 });
+    await refreshed;
+    await settle();
+    expect(model.get(id(1))?.phase).toBe('ready');
   });
 
   it('is quiet after its end', async () => {
