@@ -160,12 +160,14 @@ export class SessionModel implements ISessionModel {
       this._pinned.add(session.id);
     }
     this._set(session);
+    this._noteOrder(session.id);
     this._changed.emit();
   }
 
   remove(id: string): void {
     this._attention.delete(id);
     this._pinned.delete(id);
+    this._noteOrder(id);
     if (this._sessions.delete(id)) {
       this._changed.emit();
     }
@@ -242,6 +244,7 @@ export class SessionModel implements ISessionModel {
     const state = this._showEnded ? 'all' : 'active';
     const meanwhile: ISessionEvent[] = [];
     this._meanwhile = meanwhile;
+    this._ordered.clear();
     try {
       const { sessions, revision } = await this.api.sessions(state, this._allUsers);
       const there = new Set(sessions.map(session => session.id));
@@ -255,11 +258,14 @@ export class SessionModel implements ISessionModel {
       }
       for (const [id, session] of this._sessions) {
         const notAsked = state === 'active' && !this._isActive(session);
-        if (!there.has(id) && !this._attention.has(id) && !notAsked) {
+        const kept = this._attention.has(id) || this._ordered.has(id) || notAsked;
+        if (!there.has(id) && !kept) {
           this._sessions.delete(id);
         }
       }
-      sessions.forEach(session => this._set(session));
+      sessions
+        .filter(session => !this._ordered.has(session.id))
+        .forEach(session => this._set(session));
       this._endedKnown = this._endedKnown || state === 'all';
       this._revision = revision;
       this._snapshotAt = Date.now();
@@ -267,6 +273,14 @@ export class SessionModel implements ISessionModel {
       this._meanwhile = null;
     }
     meanwhile.forEach(event => this._apply(event));
+  }
+
+  /** A snapshot that is on its way may be older than what an order has just done: one more is taken after it. */
+  private _noteOrder(id: string): void {
+    if (this._meanwhile !== null) {
+      this._ordered.add(id);
+      this._lookAgain = true;
+    }
   }
 
   /** One of the sessions that the user asked for by id; not there any more, it is forgotten. */
@@ -393,6 +407,8 @@ export class SessionModel implements ISessionModel {
   private _revision: number | null = null;
   /** Events that came while a snapshot was on its way; null when none is. */
   private _meanwhile: ISessionEvent[] | null = null;
+  /** Sessions that orders have changed since the last snapshot was asked for. */
+  private readonly _ordered = new Set<string>();
   private _snapshotAt = 0;
   private _looking: Promise<void> | null = null;
   private _failedLooks = 0;

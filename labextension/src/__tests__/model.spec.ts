@@ -362,6 +362,47 @@ describe('SessionModel', () => {
     expect(model.get(id(1))?.phase).toBe('ready');
   });
 
+  describe('where a snapshot is on its way, and no event tells more', () => {
+    /** Ask for a snapshot; it is answered when `act` was done, as it was before. */
+    async function meanwhile(act: () => void) {
+      const old = { sessions: [session(1, 'services_up')], revision: 0 };
+      const answer = new PromiseDelegate<unknown>();
+      const api = fakeAPI({ sessions: jest.fn().mockResolvedValue(old) });
+      model = await startedModel(api, events);
+      const shown: Array<string | undefined> = [];
+      model.changed.connect(() => shown.push(model.get(id(1))?.phase));
+      api.sessions.mockReturnValueOnce(answer.promise);
+      const refreshed = model.refresh();
+      await settle();
+      api.sessions.mockResolvedValue({ sessions: [session(3, 'ready')], revision: 0 });
+      act();
+      answer.resolve(old);
+      await refreshed;
+      await settle();
+      return shown;
+    }
+
+    it('keeps what an order has made of a session, until a newer one has come', async () => {
+      const shown = await meanwhile(() => model.put(session(1, 'connecting')));
+      expect(shown).toEqual(['connecting', 'connecting', undefined]);
+      expect(model.active.map(found => found.id)).toEqual([id(3)]);
+    });
+
+    it('keeps a new session', async () => {
+      const launched: boolean[] = [];
+      await meanwhile(() => {
+        model.put(session(2, 'queued'));
+        model.changed.connect(() => launched.push(Boolean(model.get(id(2)))));
+      });
+      expect(launched).toEqual([true, false]);
+    });
+
+    it('does not bring a deleted one back', async () => {
+      const shown = await meanwhile(() => model.remove(id(1)));
+      expect(shown).toEqual([undefined, undefined, undefined]);
+    });
+  });
+
   it('is quiet after its end', async () => {
     const api = fakeAPI();
     model = await startedModel(api, events);
