@@ -290,6 +290,7 @@ export class SessionModel implements ISessionModel {
     } catch (reason) {
       if (SessionError.from(reason).code === 'unknown_session') {
         this._pinned.delete(id);
+        return null;
       }
       return this._sessions.get(id) ?? null;
     }

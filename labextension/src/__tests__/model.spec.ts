@@ -224,6 +224,23 @@ describe('SessionModel', () => {
     expect(model.active.map(found => found.phase)).toEqual(['connecting']);
   });
 
+  it("forgets another person's session that is there no more, and keeps one that cannot be asked for", async () => {
+    const gone = { code: 'unknown_session', message: 'gone' };
+    const api = fakeAPI({
+      sessions: jest.fn(async () => ({ sessions: [], revision: 0 })),
+      session: jest
+        .fn()
+        .mockRejectedValueOnce(new Error('away'))
+        .mockRejectedValue(new SessionError(gone, 404))
+    });
+    model = await startedModel(api, events);
+    model.put(session(1, 'starting', { mine: false }));
+    await model.refresh();
+    expect(model.get(id(1))).toBeDefined();
+    await model.refresh();
+    expect(model.get(id(1))).toBeUndefined();
+  });
+
   it('asks for ended sessions only when they are wanted', async () => {
     const api = fakeAPI({
       sessions: jest.fn().mockImplementation(async (state: string) => ({
