@@ -272,6 +272,7 @@ export class LaunchDraft {
   }
 
   private async _ask(): Promise<void> {
+    const before = this.presets;
     try {
       const [schema, queues, presets] = await Promise.all([
         this._api.schema(),
@@ -280,7 +281,9 @@ export class LaunchDraft {
       ]);
       this.schema = schema;
       this.queues = queues;
-      this.presets = presets;
+      if (this.presets === before) {
+        this.presets = presets; // else they were changed meanwhile, and the answer may be older
+      }
     } catch (reason) {
       throw (this._unanswered = SessionError.from(reason));
     }

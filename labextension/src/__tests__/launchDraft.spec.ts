@@ -310,6 +310,24 @@ describe('presets', () => {
     expect(draft.spec()).toEqual({ queue: 'gpu' });
   });
 
+  it('are not forgotten for an older answer, which waits for the queues', async () => {
+    const queues = new PromiseDelegate<[]>();
+    const { api, draft } = await loaded({
+      savePreset: jest
+        .fn()
+        .mockResolvedValue({ presets: { mine: { queue: 'gpu' } }, last: null })
+    });
+    api.queues.mockReturnValue(queues.promise);
+    const opened = draft.load({});
+    await draft.savePreset('mine');
+    queues.resolve([]);
+    await opened;
+    expect(Object.keys(draft.presets.presets)).toEqual(['mine']);
+    api.presets.mockResolvedValue({ presets: {}, last: null });
+    await draft.load({});
+    expect(draft.presets.presets).toEqual({});
+  });
+
   it('are imported from the command line, and begun with', async () => {
     const { draft } = await loaded({
       importPresets: jest.fn().mockResolvedValue({
