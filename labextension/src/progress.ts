@@ -5,6 +5,7 @@ import type { CommandRegistry } from '@lumino/commands';
 import type { IDisposable } from '@lumino/disposable';
 import { PromiseDelegate } from '@lumino/coreutils';
 
+import { can } from './actions';
 import { CommandIDs } from './commandIds';
 import { SessionError } from './request';
 import type { ISession, ISessionModel } from './tokens';
@@ -33,10 +34,7 @@ export class Progress implements IDisposable {
       autoClose: false,
       progress: fraction(session),
       actions: [
-        {
-          label: this._trans.__('Show'),
-          callback: () => void this._commands.execute(CommandIDs.openPanel)
-        },
+        { label: this._trans.__('Show'), callback: this._showPanel },
         {
           label: this._trans.__('Shut Down'),
           displayType: 'warn',
@@ -116,14 +114,20 @@ export class Progress implements IDisposable {
       this._followed.delete(id);
       Notification.dismiss(notification);
       if (session && end === 'ready') {
-        this.tellReady(
-          session,
-          this._trans.__('Open JupyterLab'),
-          () => void this._commands.execute(CommandIDs.openJupyter, { id })
-        );
+        this._isReady(session);
       } else if (session && end === 'failed') {
         this._failed(session);
       }
+    }
+  }
+
+  private _isReady(session: ISession): void {
+    const { id } = session;
+    if (can(session, 'jupyter')) {
+      const open = () => void this._commands.execute(CommandIDs.openJupyter, { id });
+      this.tellReady(session, this._trans.__('Open JupyterLab'), open);
+    } else {
+      this.tellReady(session, this._trans.__('Show'), this._showPanel);
     }
   }
 
@@ -133,10 +137,7 @@ export class Progress implements IDisposable {
     Notification.error(`${session.name}: ${text}`, {
       autoClose: false,
       actions: [
-        {
-          label: this._trans.__('Show'),
-          callback: () => void this._commands.execute(CommandIDs.openPanel)
-        },
+        { label: this._trans.__('Show'), callback: this._showPanel },
         {
           label: this._trans.__('Log'),
           callback: () => void this._commands.execute(CommandIDs.log, { id })
@@ -148,6 +149,8 @@ export class Progress implements IDisposable {
   private _text(session: ISession): string {
     return this._trans.__('%1: %2', session.name, session.phase_text);
   }
+
+  private readonly _showPanel = () => void this._commands.execute(CommandIDs.openPanel);
 
   /** Notifications by the id of the session. */
   private readonly _followed = new Map<string, { notification: string; way: Way }>();

@@ -127,6 +127,26 @@ describe('commands', () => {
     expect(messages()).toEqual(['session 1 is ready']);
   });
 
+  it.each([
+    ['JupyterLab', { jupyter: 'p/' }, 'Open JupyterLab'],
+    ['no JupyterLab', {}, 'Show']
+  ])(
+    'offer of a followed session with %s what there is',
+    async (_, endpoints, label) => {
+      const { commands, events, launcher, views, showPanel } = await stage([]);
+      launcher.launch.mockResolvedValue(session(1, 'queued'));
+      await commands.execute(CommandIDs.newSession);
+      showPanel.mockClear();
+      events.changed(2, session(1, 'ready', { endpoints }));
+      const [open] = Notification.manager.notifications[0].options.actions ?? [];
+      expect(open.label).toBe(label);
+      open.callback({} as MouseEvent);
+      await settle();
+      expect(showPanel).toHaveBeenCalledTimes(label === 'Show' ? 1 : 0);
+      expect(views.openPage).toHaveBeenCalledTimes(label === 'Show' ? 0 : 1);
+    }
+  );
+
   it('tell that a followed session failed', async () => {
     const { commands, events, launcher } = await stage([]);
     launcher.launch.mockResolvedValue(session(1, 'queued'));
