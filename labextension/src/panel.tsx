@@ -250,7 +250,9 @@ function Sessions(props: IPanelProps): JSX.Element {
           empty={
             model.ended === null
               ? trans.__('Asking ClearML…')
-              : trans.__('No ended session.')
+              : filter
+                ? trans.__('No ended session matches.')
+                : trans.__('No ended session.')
           }
         />
       </div>

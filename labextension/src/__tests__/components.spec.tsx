@@ -220,6 +220,21 @@ describe('Panel', () => {
     expect(screen.getByText('No active session matches.')).toBeTruthy();
   });
 
+  it('tells ended sessions that do not match from none', async () => {
+    const { model } = await panel({
+      sessions: jest.fn().mockImplementation(async () => ({
+        sessions: [session(1, 'ended')],
+        revision: 1
+      }))
+    });
+    await act(async () => {
+      model.showEnded = true;
+      await model.refresh();
+    });
+    fireEvent.change(screen.getByRole('searchbox'), { target: { value: 'xyz' } });
+    expect(screen.getByText('No ended session matches.')).toBeTruthy();
+  });
+
   it('asks for the ended sessions when their group is opened', async () => {
     const { api } = await panel({
       sessions: jest.fn().mockImplementation(async (state: string) => ({
