@@ -178,7 +178,7 @@ function NoKernels(props: {
 }
 
 function Actions(props: ICardProps): JSX.Element | null {
-  const { session } = props;
+  const { commands, session } = props;
   const main = [
     CommandIDs.attach,
     CommandIDs.openVscode,
@@ -191,7 +191,9 @@ function Actions(props: ICardProps): JSX.Element | null {
     CommandIDs.again,
     CommandIDs.continueSession,
     CommandIDs.dismiss,
-    ...(session.phase === 'failed' ? [] : [CommandIDs.deleteSession]),
+    ...(commands.isVisible(CommandIDs.dismiss, { id: session.id })
+      ? []
+      : [CommandIDs.deleteSession]),
     CommandIDs.shutdown
   ];
   return (

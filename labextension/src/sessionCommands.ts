@@ -38,6 +38,8 @@ interface ISessionCommand {
   caption: string;
   icon: CommandRegistry.ICommandOptions['icon'];
   action?: Action;
+  /** What else it takes, where the state of the session alone does not tell. */
+  applies?: (session: ISession) => boolean;
   /** Takes long, and must not run twice at once for one session. */
   alone?: boolean;
   run: (session: ISession) => Promise<unknown>;
@@ -50,7 +52,8 @@ export function addSessionCommands(options: ICommandOptions): void {
   for (const [id, command] of Object.entries(all)) {
     const running = new Set<string>();
     const makesSense = (session: ISession) =>
-      !command.action || can(session, command.action);
+      (!command.action || can(session, command.action)) &&
+      (!command.applies || command.applies(session));
     const enabled = (session: ISession) =>
       makesSense(session) && !running.has(session.id);
     const run = async (session: ISession) => {
@@ -319,6 +322,7 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
       caption: trans.__('Move this session to the ended ones'),
       icon: closeIcon,
       action: 'dismiss',
+      applies: ({ id }) => model.active.some(session => session.id === id),
       run: async session => model.dismiss(session.id)
     },
     [CommandIDs.copyId]: {

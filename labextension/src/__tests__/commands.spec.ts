@@ -350,6 +350,18 @@ describe('commands', () => {
     expect(model.get(id(1))?.phase).toBe('stopping');
   });
 
+  it('dismiss a failed session once', async () => {
+    const { commands, events, model } = await stage([session(1, 'starting')]);
+    const isVisible = () => commands.isVisible(CommandIDs.dismiss, { id: id(1) });
+    events.changed(2, session(1, 'failed'));
+    expect(isVisible()).toBe(true);
+    await commands.execute(CommandIDs.dismiss, { id: id(1) });
+    expect(model.active).toEqual([]);
+    expect(model.get(id(1))?.phase).toBe('failed');
+    expect(isVisible()).toBe(false);
+    expect(commands.isEnabled(CommandIDs.dismiss)).toBe(false);
+  });
+
   it('tell a failure with its hint in place of throwing it', async () => {
     const { commands } = await stage([session(1, 'ready')], {
       detach: jest

@@ -88,6 +88,30 @@ describe('Card', () => {
     expect(noted).toEqual([`open-terminal ${id(1)}`]);
   });
 
+  it.each([
+    ['dismissed', true],
+    ['deleted', false]
+  ])('lets a failed session be %s', (way, isActive) => {
+    const commands = new CommandRegistry();
+    for (const command of [CommandIDs.dismiss, CommandIDs.deleteSession]) {
+      commands.addCommand(command, {
+        label: command === CommandIDs.dismiss ? 'dismissed' : 'deleted',
+        isVisible: () => command !== CommandIDs.dismiss || isActive,
+        execute: jest.fn()
+      });
+    }
+    render(
+      <Card
+        api={fakeAPI({})}
+        session={session(1, 'failed')}
+        commands={commands}
+        trans={trans}
+      />
+    );
+    const ways = screen.getAllByRole('button', { name: /dismissed|deleted/ });
+    expect(ways.map(button => button.textContent)).toEqual([way]);
+  });
+
   it('shows a failure with its hint and the tail of the log', () => {
     const error = {
       code: 'session_failed',
