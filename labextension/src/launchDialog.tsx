@@ -240,8 +240,15 @@ function Group(
     options.includes(field.split('.')[0])
   );
   const [open, setOpen] = React.useState(props.open || set > 0);
+  const box = React.useRef<HTMLDetailsElement>(null);
+  React.useLayoutEffect(() => {
+    if (wrong && box.current) {
+      box.current.open = true; // React, which has opened it before, does not know that it was folded since
+    }
+  }, [wrong, draft.refused]);
   return (
     <details
+      ref={box}
       className="jp-ClearML-optionGroup"
       data-group={group}
       open={open || wrong}

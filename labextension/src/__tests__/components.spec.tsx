@@ -471,6 +471,23 @@ describe('LaunchForm', () => {
     expect(field.closest('details')?.open).toBe(true);
     expect(screen.getByRole('alert').textContent).toContain('Not an id');
   });
+
+  it('opens a group again in which something is wrong still', async () => {
+    const draft = await form();
+    act(() => draft.set({ debugging_session: 'xyz' }));
+    const launch = () => act(async () => void (await draft.launch()));
+    await launch();
+    const group = screen.getByLabelText('Debug a Task').closest('details');
+    expect(group?.open).toBe(true);
+    act(() => {
+      group?.removeAttribute('open');
+      group?.dispatchEvent(new Event('toggle'));
+    });
+    expect(group?.open).toBe(false);
+    await launch();
+    expect(group?.open).toBe(true);
+    expect(document.activeElement).toBe(screen.getByLabelText('Debug a Task'));
+  });
 });
 
 describe('the log', () => {
