@@ -98,6 +98,7 @@ export class LogView extends ReactWidget {
       }
       this._canGoBack = earlier.length > 0;
       this._lines = merge(earlier, this._lines);
+      this._error = '';
     } catch (reason) {
       this._error = SessionError.from(reason).message;
     }

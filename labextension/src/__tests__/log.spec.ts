@@ -1,7 +1,7 @@
 import { Widget } from '@lumino/widgets';
 
 import { LogView } from '../log';
-import type { ILogLine } from '../tokens';
+import type { ILogLine, Phase } from '../tokens';
 import { fakeAPI, id, session, startedModel, trans } from './parts';
 
 /** Lines with their number as text, a millisecond apart. */
@@ -21,12 +21,12 @@ describe('LogView', () => {
   });
 
   /** The log of a session, after its first look. */
-  async function opened(count: number) {
+  async function opened(count: number, phase: Phase = 'ready') {
     let lines = written(count);
     const log = jest.fn(async (_: string, limit: number, before?: string) =>
       lines.filter(line => !before || line.time < before).slice(-limit)
     );
-    const sessions = { sessions: [session(1, 'ready')], revision: 1 };
+    const sessions = { sessions: [session(1, phase)], revision: 1 };
     const model = await startedModel(
       fakeAPI({ log, sessions: jest.fn().mockResolvedValue(sessions) })
     );
@@ -40,6 +40,7 @@ describe('LogView', () => {
       log,
       look,
       write: (more: number) => (lines = written(lines.length + more)),
+      status: () => view.node.querySelector('[role=status]')?.textContent,
       shown: () => (view.node.querySelector('pre')?.textContent ?? '').split('\n'),
       earlier: () =>
         [...view.node.querySelectorAll('button')].find(
@@ -81,6 +82,18 @@ describe('LogView', () => {
     earlier().click();
     await look();
     expect(shown()).toEqual(numbers(0, 5_210));
+  });
+
+  it('tells a failure to go back no longer than until it works, also of a session that is over', async () => {
+    const { look, log, status, shown, earlier } = await opened(800, 'ended');
+    log.mockRejectedValueOnce(new Error('away'));
+    earlier().click();
+    await look();
+    expect(status()).toBe('away');
+    earlier().click();
+    await look();
+    expect(status()).toBe('');
+    expect(shown()).toEqual(numbers(0, 800));
   });
 
   it('can go back also where it was opened before anything was written', async () => {
