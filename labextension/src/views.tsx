@@ -251,7 +251,9 @@ export class Views {
             </span>
           ) : (
             <span className="jp-ClearML-dim">
-              {this._trans.__('The session has ended')}
+              {model.loading
+                ? this._trans.__('Asking ClearML…')
+                : this._trans.__('The session has ended')}
             </span>
           );
         }}
