@@ -5,6 +5,7 @@ import * as React from 'react';
 
 import { can } from './actions';
 import { BodyDialog } from './dialog';
+import { SessionError } from './request';
 import type { ISession, ISessionModel } from './tokens';
 import { shortId } from './tokens';
 import { ago } from './text';
@@ -28,14 +29,12 @@ export async function cleanUp(
   });
   let done = 0;
   try {
-    for (const session of chosen) {
+    for (const [index, session] of chosen.entries()) {
       if (cancelled) {
         break;
       }
-      await model.api.purge(session.id);
-      model.remove(session.id);
-      done += 1;
-      Notification.update({ id, progress: done / chosen.length });
+      done += (await purge(model, session)) ? 1 : 0;
+      Notification.update({ id, progress: (index + 1) / chosen.length });
     }
   } finally {
     Notification.dismiss(id);
@@ -43,6 +42,21 @@ export async function cleanUp(
   Notification.success(trans._n('%1 session deleted', '%1 sessions deleted', done), {
     autoClose: 4000
   });
+}
+
+/** Delete a session; false where somebody else has done it before, which is no reason to keep the others. */
+async function purge(model: ISessionModel, { id }: ISession): Promise<boolean> {
+  let deleted = true;
+  try {
+    await model.api.purge(id);
+  } catch (reason) {
+    if (SessionError.from(reason).code !== 'unknown_session') {
+      throw reason;
+    }
+    deleted = false;
+  }
+  model.remove(id);
+  return deleted;
 }
 
 /** Ask for the sessions to delete. Those with a stored workspace have to be chosen one by one. */

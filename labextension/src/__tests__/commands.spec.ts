@@ -435,6 +435,26 @@ describe('commands', () => {
     ]);
   });
 
+  it('delete the other chosen sessions where one is gone already', async () => {
+    const gone = { code: 'unknown_session', message: 'There is no such session' };
+    const { commands, api } = await stage([], {
+      purge: jest.fn(async (purged: string) => {
+        if (purged === id(1)) {
+          throw new SessionError(gone, 404);
+        }
+      }),
+      sessions: jest.fn().mockImplementation(async (state: string) => ({
+        sessions: state === 'ended' ? [session(1, 'ended'), session(2, 'ended')] : [],
+        revision: 1
+      }))
+    });
+    const done = commands.execute(CommandIDs.cleanUp);
+    await press('Delete Chosen');
+    await done;
+    expect(api.purge.mock.calls).toEqual([[id(1)], [id(2)]]);
+    expect(messages()).toEqual(['1 session deleted']);
+  });
+
   it('delete nothing but the chosen ended sessions', async () => {
     const ended = [
       session(1, 'ended'),
