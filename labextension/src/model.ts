@@ -248,9 +248,15 @@ export class SessionModel implements ISessionModel {
     try {
       const { sessions, revision } = await this.api.sessions(state, this._allUsers);
       const there = new Set(sessions.map(session => session.id));
-      const missing = [...this._pinned].filter(id => !there.has(id));
-      const pinned = await Promise.all(missing.map(id => this._askFor(id)));
-      for (const session of pinned) {
+      // Those that were asked for by id; and of those that were not over when last seen, how they have ended.
+      const live = [...this._sessions.values()].filter(
+        session => this._isShown(session) && isLive(session)
+      );
+      const missing = new Set(this._pinned);
+      live.forEach(session => missing.add(session.id));
+      there.forEach(id => missing.delete(id));
+      const found = await Promise.all([...missing].map(id => this._askFor(id)));
+      for (const session of found) {
         if (session) {
           sessions.push(session);
           there.add(session.id);
@@ -283,7 +289,7 @@ export class SessionModel implements ISessionModel {
     }
   }
 
-  /** One of the sessions that the user asked for by id; not there any more, it is forgotten. */
+  /** A session that the list does not hold; not there any more, it is forgotten. */
   private async _askFor(id: string): Promise<ISession | null> {
     try {
       return await this.api.session(id);
@@ -381,14 +387,15 @@ export class SessionModel implements ISessionModel {
     );
   }
 
+  private _isShown(session: ISession): boolean {
+    return (
+      this._allUsers || session.mine || session.attached || this._pinned.has(session.id)
+    );
+  }
+
   private _list(wanted: (session: ISession) => boolean): ReadonlyArray<ISession> {
-    const shown = (session: ISession) =>
-      this._allUsers ||
-      session.mine ||
-      session.attached ||
-      this._pinned.has(session.id);
     return [...this._sessions.values()]
-      .filter(session => shown(session) && wanted(session))
+      .filter(session => this._isShown(session) && wanted(session))
       .sort((a, b) => (b.created ?? '').localeCompare(a.created ?? ''));
   }
 

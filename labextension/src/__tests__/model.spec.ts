@@ -2,8 +2,11 @@ import { PromiseDelegate } from '@lumino/coreutils';
 
 import { SessionModel } from '../model';
 import { SessionError } from '../request';
-import type { IPhaseChange } from '../tokens';
+import type { IPhaseChange, ISession } from '../tokens';
+import type { FakeAPI } from './parts';
 import { Events, SERVER, fakeAPI, id, session, settle, startedModel } from './parts';
+
+const GONE = new SessionError({ code: 'unknown_session', message: 'gone' }, 404);
 
 describe('SessionModel', () => {
   let model: SessionModel;
@@ -224,14 +227,64 @@ describe('SessionModel', () => {
     expect(model.active.map(found => found.phase)).toEqual(['connecting']);
   });
 
+  describe('where a session is over that was not, and no event has told', () => {
+    async function over(calls: Partial<FakeAPI>, first: Partial<ISession> = {}) {
+      const shown = [session(1, 'ready', first)];
+      const sessions = jest.fn(async () => ({ sessions: [...shown], revision: 0 }));
+      const api = fakeAPI({ sessions, ...calls });
+      model = await startedModel(api, events);
+      const changes: Array<[string | null, string]> = [];
+      model.phaseChanged.connect((_, { before, session: { phase } }) => {
+        changes.push([before, phase]);
+      });
+      shown.pop();
+      await model.refresh();
+      await model.refresh();
+      return { api, changes };
+    }
+
+    it('asks once how it has ended', async () => {
+      const { api, changes } = await over({
+        session: jest.fn().mockResolvedValue(session(1, 'ended'))
+      });
+      expect(api.session.mock.calls).toEqual([[id(1)]]);
+      expect(changes).toEqual([['ready', 'ended']]);
+      expect(model.active).toEqual([]);
+    });
+
+    it('keeps one that has failed in sight', async () => {
+      await over({ session: jest.fn().mockResolvedValue(session(1, 'failed')) });
+      expect(model.active.map(found => found.phase)).toEqual(['failed']);
+    });
+
+    it('tells the end also of one that could not be connected to', async () => {
+      const ended = session(1, 'ended');
+      const { changes } = await over(
+        { session: jest.fn().mockResolvedValue(ended) },
+        { phase: 'failed' }
+      );
+      expect(changes).toEqual([['failed', 'ended']]);
+    });
+
+    it('forgets one that is gone', async () => {
+      await over({ session: jest.fn().mockRejectedValue(GONE) });
+      expect(model.get(id(1))).toBeUndefined();
+    });
+
+    it("asks for nobody else's that is not wanted any more", async () => {
+      const { api } = await over({}, { mine: false, attached: false });
+      expect(api.session).not.toHaveBeenCalled();
+      expect(model.get(id(1))).toBeUndefined();
+    });
+  });
+
   it("forgets another person's session that is there no more, and keeps one that cannot be asked for", async () => {
-    const gone = { code: 'unknown_session', message: 'gone' };
     const api = fakeAPI({
       sessions: jest.fn(async () => ({ sessions: [], revision: 0 })),
       session: jest
         .fn()
         .mockRejectedValueOnce(new Error('away'))
-        .mockRejectedValue(new SessionError(gone, 404))
+        .mockRejectedValue(GONE)
     });
     model = await startedModel(api, events);
     model.put(session(1, 'starting', { mine: false }));
@@ -384,7 +437,10 @@ describe('SessionModel', () => {
     async function meanwhile(act: () => void) {
       const old = { sessions: [session(1, 'services_up')], revision: 0 };
       const answer = new PromiseDelegate<unknown>();
-      const api = fakeAPI({ sessions: jest.fn().mockResolvedValue(old) });
+      const api = fakeAPI({
+        sessions: jest.fn().mockResolvedValue(old),
+        session: jest.fn().mockRejectedValue(GONE)
+      });
       model = await startedModel(api, events);
       const shown: Array<string | undefined> = [];
       model.changed.connect(() => shown.push(model.get(id(1))?.phase));
