@@ -10,9 +10,12 @@ export function announcer(model: ISessionModel, trans: TranslationBundle): HTMLE
   node.className = 'jp-ClearML-hidden';
   node.setAttribute('role', 'status');
   node.setAttribute('aria-live', 'polite');
+  let news: string[] = []; // of this moment: one snapshot may hold several
   model.phaseChanged.connect((_, { session, before }) => {
     if (before !== null) {
-      node.textContent = `${session.name}: ${phaseName(session.phase, trans)}`;
+      news.push(`${session.name}: ${phaseName(session.phase, trans)}`);
+      node.textContent = news.join(', ');
+      queueMicrotask(() => (news = []));
     }
   });
   return node;

@@ -309,6 +309,22 @@ describe('the announcer', () => {
     expect(node.getAttribute('aria-live')).toBe('polite');
     expect(document.querySelector('[aria-live]')).toBeNull();
   });
+
+  it('says all changes of one moment', async () => {
+    const { model } = await panel({
+      sessions: jest.fn().mockResolvedValue({
+        sessions: [session(1, 'starting'), session(2, 'starting')],
+        revision: 1
+      })
+    });
+    const node = announcer(model, trans);
+    model.put(session(1, 'ready'));
+    model.put(session(2, 'failed'));
+    expect(node.textContent).toBe('session 1: Ready, session 2: Failed');
+    await settle();
+    model.put(session(1, 'reconnecting'));
+    expect(node.textContent).toBe('session 1: Reconnecting');
+  });
 });
 
 describe('the doors', () => {
