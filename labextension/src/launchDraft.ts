@@ -12,6 +12,7 @@ import type { FieldErrors } from './launchValues';
 import {
   empty,
   known,
+  onlyOnce,
   prune,
   same,
   sameRepository,
@@ -99,6 +100,7 @@ export class LaunchDraft {
     const looking = this._offer(request);
     if (this.schema) {
       // What is known will do: it can be launched at once, and what has changed comes when it comes.
+      this.failure = null; // of another day
       this._begin(request, false);
       await this._ask().catch(reason => this._fail(SessionError.from(reason)));
       this._changed.emit();
@@ -287,18 +289,27 @@ export class LaunchDraft {
     } catch (reason) {
       throw (this._unanswered = SessionError.from(reason));
     }
-    if (this.isUnanswered) {
-      this.failure = null;
-    }
   }
 
   private _begin(request: ILaunchRequest, first: boolean): void {
+    this._takeBack();
     if (request.again) {
       this.choose(AGAIN);
     } else if (first) {
       this.choose(this._first());
     }
     this.set(request.spec ?? {});
+    this._brought = onlyOnce({ ...request.again?.spec, ...request.spec });
+  }
+
+  /** What the last request brought for its own launch, as the Task to debug, goes where nobody has changed it. */
+  private _takeBack(): void {
+    const defaults = this._defaults();
+    for (const [option, value] of Object.entries(this._brought)) {
+      if (same(this.values[option], value)) {
+        this.set({ [option]: defaults[option] });
+      }
+    }
   }
 
   /** Look at the repository of the folder that is meant; one that was taken is kept, as it is now. */
@@ -380,6 +391,7 @@ export class LaunchDraft {
   private readonly _changed = new Signal<this, void>(this);
   private _cancelled: PromiseDelegate<null> | null = null;
   private _request: ILaunchRequest = {};
+  private _brought: LaunchSpec = {};
   private _unanswered: SessionError | null = null;
 }
 

@@ -106,6 +106,13 @@ export function withoutOnce(spec: LaunchSpec): LaunchSpec {
   );
 }
 
+/** Those that belong to one launch. */
+export function onlyOnce(spec: LaunchSpec): LaunchSpec {
+  return Object.fromEntries(
+    Object.entries(spec).filter(([option]) => ONCE.has(option))
+  );
+}
+
 /** A preset of another version may hold options that are gone, and `null` where there is a default. */
 export function known(spec: LaunchSpec, schema: ISpecSchema | null): LaunchSpec {
   return Object.fromEntries(

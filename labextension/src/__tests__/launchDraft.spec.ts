@@ -193,6 +193,37 @@ describe('LaunchDraft', () => {
     expect(draft.spec()).toEqual({ queue: 'gpu', debugging_session: id(3) });
   });
 
+  it('forgets what was asked for one launch when it is opened for another', async () => {
+    const { draft } = await loaded();
+    await draft.load({ spec: { debugging_session: id(3) } });
+    draft.set({ queue: 'gpu' });
+    await draft.load({});
+    expect(draft.spec()).toEqual({ queue: 'gpu' });
+    const again = {
+      name: 'old',
+      spec: { packages: ['torch'], debugging_session: id(4) }
+    };
+    await draft.load({ again });
+    expect(draft.spec()).toEqual(again.spec);
+    await draft.load({});
+    expect(draft.spec()).toEqual({ packages: ['torch'] });
+    await draft.load({ spec: { debugging_session: id(3) } });
+    draft.set({ debugging_session: id(5) });
+    await draft.load({});
+    expect(draft.spec().debugging_session).toBe(id(5)); // typed by the user
+  });
+
+  it('does not tell the failure of an earlier launch when it is opened again', async () => {
+    const launch = jest
+      .fn()
+      .mockRejectedValue(new SessionError({ code: 'x', message: 'away' }, 503));
+    const { draft } = await loaded({ launch });
+    await draft.launch();
+    expect(draft.failure?.message).toBe('away');
+    await draft.load({});
+    expect(draft.failure).toBeNull();
+  });
+
   it('saves a preset without the password, chooses it, and deletes it', async () => {
     const presets = { presets: { mine: { queue: 'gpu' } }, last: null };
     const { api, draft } = await loaded({
@@ -267,11 +298,11 @@ describe('options and queues that cannot be had any more', () => {
 
   it('are not what a launch has failed for', async () => {
     const { draft } = await openedAgain();
+    const asking = draft.load({});
     await draft.launch();
+    await asking;
     expect(draft.failure?.message).toBe('full');
     expect(draft.isUnanswered).toBe(false);
-    await draft.load({});
-    expect(draft.failure?.message).toBe('full');
   });
 });
 
