@@ -52,7 +52,7 @@ for p in "$HOME/environment/bin/python" python3 python /proc/[0-9]*/exe; do
     exec "$p" -IS "$f" attach --session {session} --client {client}
   fi
 done
-fail "there is no Python 3.8 or newer on the remote machine"
+fail "there is no Python 3.8 or newer"
 """
 
 

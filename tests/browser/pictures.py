@@ -13,6 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from jupyterlab_clearml_session.errors import HelperFailed
 from jupyterlab_clearml_session.models import Phase
 from tests.browser import stage as scenery
 from tests.browser.conftest import ARGUMENTS, ROOT, SETTINGS, find_chromium
@@ -20,6 +21,7 @@ from tests.browser.lab_page import LabPage, Stage, kernel_like_ours
 from tests.lab_fixture import LabServer
 
 SIZE = (1180, 720)
+NO_PYTHON = "The kernel helper cannot run on the remote machine: there is no Python 3.8 or newer"
 NOTEBOOK = {
     "nbformat": 4,
     "nbformat_minor": 5,
@@ -82,6 +84,9 @@ def with_the_fake(browser: Browser, temporary: Path, folder: Path) -> None:
         card.get_by_text("Details").click()
         expect(card.get_by_role("meter", name="GPU 0")).to_be_visible()
         card.screenshot(path=folder / f"details-{theme.lower()}.png")
+        stage.put(1, Phase.READY, kernelspecs=[], kernels_error=HelperFailed(NO_PYTHON).to_json())
+        expect(card.get_by_role("note")).to_be_visible()
+        card.screenshot(path=folder / f"no-kernels-{theme.lower()}.png")
         lab.page.close()
 
         stage.reset()
