@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from jupyterlab_clearml_session.errors import ConnectionLost, TunnelDown
+from jupyterlab_clearml_session.errors import ConnectionLost, RemoteBadAnswer, TunnelDown
 from jupyterlab_clearml_session.models import TunnelState
 from jupyterlab_clearml_session.proxy.state import ProxyState
 from jupyterlab_clearml_session.proxy.transport import Exchange
@@ -62,3 +62,42 @@ async def test_nothing_is_kept_of_a_tunnel_that_was_closed() -> None:
         del watched, pool, late, channel
         gc.collect()
         assert kept() is None
+
+
+@pytest.mark.parametrize("data", [b"the beginning", b""])
+async def test_a_body_that_begins_while_a_channel_is_replaced_is_not_sent_without_its_beginning(
+    data: bytes,
+) -> None:
+    kept, new = Channel(), Channel()
+    for channel in (kept, new):
+        channel.connection_made(mock.Mock())
+    replaced, opened = asyncio.Event(), asyncio.Event()
+
+    async def take(*_: object, max_idle: float, **__: object) -> tuple[Channel, bool]:
+        if max_idle:
+            return kept, True
+        replaced.set()
+        await opened.wait()
+        return new, False
+
+    pool = mock.Mock(choose_bulk=lambda _hinted: False, take=take)
+    exchange = Exchange(pool, 80, "PUT")
+    await exchange.start(HEAD, chunked=True, has_body=True)
+    answer = asyncio.ensure_future(exchange.response())
+    await asyncio.sleep(0)
+    kept.eof_received()  # the service hangs up before a byte of the body has come
+    await asyncio.wait_for(replaced.wait(), 5)
+
+    async def all_of_it() -> None:
+        await exchange.send(data)
+        exchange.end_request()
+
+    with pytest.raises(ConnectionLost):
+        await all_of_it()
+    opened.set()
+    with pytest.raises(RemoteBadAnswer):
+        await asyncio.wait_for(answer, 5)
+    with pytest.raises(ConnectionLost):
+        await exchange.send(b"the rest")
+    new._channel.write.assert_not_called()
+    exchange.close()

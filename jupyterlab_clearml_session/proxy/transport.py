@@ -27,6 +27,7 @@ FRESH = 4.0
 """Seconds that a channel may have been idle for a request that cannot be sent twice: servers hang up after 5."""
 
 _GIVEN_UP = "Nobody waits for the answer any more."
+_NO_ANSWER = "The remote service closed the connection without an answer."
 _BROKEN_OFF = "The remote service broke off in the middle of its answer."
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -206,6 +207,7 @@ class Exchange:
     def end_request(self) -> None:
         """Tell that the body is complete."""
         if self._chunked:
+            self._body_sent = True  # its end, that is
             self.channel.write(http1.LAST_CHUNK)
         if self.channel.wide:
             self.channel.write_eof()
@@ -343,6 +345,9 @@ class Exchange:
     async def _start_again(self) -> None:
         self.channel.abort()
         channel, self._reused = await self._pool.take(self._port, bulk=self._bulk, max_idle=0.0)
+        if self._body_sent:  # meanwhile: what was sent is lost, and the rest alone would look like all of it
+            channel.abort()
+            raise RemoteBadAnswer(_NO_ANSWER)
         self._use(channel)
         channel.write(self._sent)
 
@@ -359,7 +364,7 @@ class Exchange:
                 if self._can_start_again(buffer):
                     await self._start_again()
                     continue
-                raise RemoteBadAnswer("The remote service closed the connection without an answer.")
+                raise RemoteBadAnswer(_NO_ANSWER)
             buffer = buffer + data if buffer else data
             end = buffer.find(http1.END_OF_HEAD)
             if end >= 0:
