@@ -101,3 +101,22 @@ async def test_a_body_that_begins_while_a_channel_is_replaced_is_not_sent_withou
         await exchange.send(b"the rest")
     new._channel.write.assert_not_called()
     exchange.close()
+
+
+@pytest.mark.parametrize(("method", "times"), [("POST", 1), ("PATCH", 1), ("GET", 2), ("PUT", 2)])
+async def test_what_cannot_be_done_twice_is_not_sent_twice(method: str, times: int) -> None:
+    kept, new = Channel(), Channel()
+    for channel in (kept, new):
+        channel.connection_made(mock.Mock())
+    pool = mock.Mock(
+        choose_bulk=lambda _hinted: False, take=mock.AsyncMock(side_effect=[(kept, True), (new, False)])
+    )
+    exchange = Exchange(pool, 80, method)
+    await exchange.start(HEAD, chunked=False, has_body=False)
+    exchange.end_request()
+    kept.eof_received()  # perhaps it did what it was asked to, and crashed then
+    new.eof_received()
+    with pytest.raises(RemoteBadAnswer):
+        await asyncio.wait_for(exchange.response(), 5)
+    assert pool.take.await_count == times
+    exchange.close()

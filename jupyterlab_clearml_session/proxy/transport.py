@@ -375,7 +375,9 @@ class Exchange:
 
     def _can_start_again(self, buffer: bytes) -> bool:
         given_up = self._closed or self._expired
-        return self._reused and not buffer and not self._body_sent and not given_up
+        # The service may have done what it was asked to. Not so where the body it waits for has not come.
+        harmless = self._method in IDEMPOTENT or not self._request_done
+        return self._reused and harmless and not buffer and not self._body_sent and not given_up
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         while size := http1.chunk_size(await self._line()):
