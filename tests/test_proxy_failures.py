@@ -236,6 +236,32 @@ async def test_no_port(proxy: Proxy) -> None:
 
 
 @BOTH_WAYS
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: 500\r\n\r\n",
+        b"Content-Length: 9\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+    ],
+)
+async def test_answer_that_breaks_off_behind_its_head_is_told_in_words_of_ours(
+    proxy: Proxy, lines: bytes
+) -> None:
+    proxy.service.reply = canned(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nETag: x\r\n" + lines)
+    try:
+        answer = await raw(proxy, head(proxy, "GET", "/api/x"))
+    except ConnectionResetError:
+        return  # the end came later than the head, which had left already
+    first, _, body = answer.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 502")
+    assert b"\r\nContent-Length: %d" % len(body) in first
+    assert b"gzip" not in first
+    assert b"etag" not in first.lower()
+    assert json.loads(body)["error"]["code"] == "remote_bad_answer"
+
+
+@BOTH_WAYS
 async def test_tunnel_that_is_down_is_a_page_that_tries_again(proxy: Proxy) -> None:
     proxy.serverapp.web_app.settings["clearml_session_proxy"] = ProxyState(ProxySettings(tunnel_wait=0.1))
     await proxy.server.stop()

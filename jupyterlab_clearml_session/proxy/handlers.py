@@ -40,6 +40,7 @@ class ProxyHandler(JupyterHandler):
 
     _relay: Relay | None = None
     _gone = False
+    _has_begun = False
     _on_lane: tuple[Lane, LargeAnswer] | None = None
     """What the connection has become, and the answer on it."""
 
@@ -171,6 +172,7 @@ class ProxyHandler(JupyterHandler):
 
     def begin(self, status: int, reason: str, headers: http1.Headers) -> None:
         """As `relay.Answer`."""
+        self._has_begun = True
         self._headers = HTTPHeaders()
         self.set_status(status, reason)
         for name, value in headers:
@@ -210,6 +212,8 @@ class ProxyHandler(JupyterHandler):
 
     def _fail(self, exc: ClearMLSessionError) -> Awaitable[None]:
         self._close_relay()
+        if self._has_begun:
+            self.clear()  # nothing of it has left yet: its length and coding are not those of what is said here
         if self._gone:
             self.set_status(GONE, "The client has gone")  # for Jupyter's log: no server failed
             return self.finish()
