@@ -236,6 +236,15 @@ async def test_events_are_passed_on_at_once(proxy: Proxy) -> None:
 
 
 @BOTH_WAYS
+async def test_length_that_is_told_twice_is_passed_on_once(proxy: Proxy) -> None:
+    proxy.service.reply = canned(OK + b"\r\nContent-Length: 2\r\n\r\nok")
+    answer = await raw(proxy, head(proxy, "GET", "/api/x"))
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.count(b"Content-Length: 2") == 1
+    assert answer.endswith(b"\r\n\r\nok")
+
+
+@BOTH_WAYS
 async def test_channels_are_kept_alive(proxy: Proxy) -> None:
     for _ in range(8):
         await raw(proxy, head(proxy, "GET", "/"))

@@ -151,17 +151,20 @@ def chunk_size(line: bytes) -> int:
 
 
 def _framing(status: int, method: str, headers: Headers) -> tuple[bool, int | None]:
-    lengths = {value for name, value in headers if name.lower() == "content-length"}
+    lengths = [value for name, value in headers if name.lower() == "content-length"]
     codings = [value.lower() for name, value in headers if name.lower() == "transfer-encoding"]
     if codings and (lengths or codings != ["chunked"]):
         raise RemoteBadAnswer("The remote service sent an answer whose length is ambiguous.")
-    if len(lengths) > 1 or any(not re.fullmatch(r"[0-9]{1,18}", value) for value in lengths):
+    if len(set(lengths)) > 1 or any(not re.fullmatch(r"[0-9]{1,18}", value) for value in lengths):
         raise RemoteBadAnswer("The remote service sent an answer whose length is ambiguous.")
+    if len(lengths) > 1:  # the same again: passed on once, as RFC 9110 8.6 wants it
+        headers[:] = [header for header in headers if header[0].lower() != "content-length"]
+        headers.append(("Content-Length", lengths[0]))
     if method == "HEAD" or status in (204, 304) or status < 200:
         return False, 0
     if codings:
         return True, None
-    return False, int(lengths.pop()) if lengths else None
+    return False, int(lengths[0]) if lengths else None
 
 
 def _keep_alive(http_1_1: bool, headers: Headers) -> bool:
