@@ -245,6 +245,19 @@ async def test_length_that_is_told_twice_is_passed_on_once(proxy: Proxy) -> None
 
 
 @BOTH_WAYS
+async def test_length_that_an_answer_calls_a_matter_of_its_connection_is_passed_on(proxy: Proxy) -> None:
+    body = b"2\r\nok\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nSet-Cookie: username-x=1; Path=/\r\n\r\n".ljust(1 << 20)
+    proxy.service.reply = canned(
+        b"HTTP/1.1 200 OK\r\nConnection: Content-Length\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    )
+    answer = await raw(proxy, head(proxy, "GET", "/api/x"))
+    first, _, rest = answer.partition(b"\r\n\r\n")
+    assert b"chunked" not in first
+    assert b"Content-Length: %d" % len(body) in first
+    assert rest == body
+
+
+@BOTH_WAYS
 async def test_channels_are_kept_alive(proxy: Proxy) -> None:
     for _ in range(8):
         await raw(proxy, head(proxy, "GET", "/"))

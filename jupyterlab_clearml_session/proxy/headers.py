@@ -142,7 +142,9 @@ def to_remote(
 def to_browser(headers: Iterable[tuple[str, str]], route: Route) -> Headers:
     """Return the headers of a response that the browser gets; framing headers other than the length are dropped."""
     headers = list(headers)
-    dropped = _DROPPED_DOWNWARDS | _named_by_connection(headers)
+    # The length stays, whoever calls it a matter of the connection: without it a large body would be framed by
+    # chunks that are in it, and what its end says would be the next answer.
+    dropped = _DROPPED_DOWNWARDS | (_named_by_connection(headers) - {"content-length"})
     result: Headers = []
     for name, value in headers:
         key = name.lower()
