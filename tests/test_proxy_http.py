@@ -43,6 +43,16 @@ async def test_nothing_of_the_local_server_arrives(proxy: Proxy) -> None:
 
 
 @BOTH_WAYS
+@pytest.mark.parametrize("kind", ["jupyter", "vscode", "port"])
+async def test_xsrf_value_that_jupyterlab_adds_to_a_download_does_not_arrive(proxy: Proxy, kind: str) -> None:
+    page = f"http://127.0.0.1:{proxy.serverapp.port}{proxy.base}/{kind}/x?_xsrf=local-secret"
+    await raw(proxy, head(proxy, "GET", "/files/x?a=1&_xsrf=local-secret&b", f"Referer: {page}", kind=kind))
+    seen = proxy.service.requests[-1]
+    assert seen.target == "/files/x?a=1&b"
+    assert b"local-secret" not in seen.raw
+
+
+@BOTH_WAYS
 async def test_remote_token_goes_in_and_never_out(proxy: Proxy) -> None:
     proxy.service.reply = canned(
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=1\r\n\r\nok", keep_open=True

@@ -72,6 +72,9 @@ LOCAL_COOKIES = re.compile(
 )
 """Names that belong to the local Jupyter server or its hub; a remote service can neither read nor set them."""
 
+LOCAL_PARAMETERS = frozenset({"token", "_xsrf"})
+"""Parameters of a query that hold what is the local server's. JupyterLab adds the second one to downloads."""
+
 _COOKIE_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 -- names, nothing binds
 
@@ -244,7 +247,7 @@ def _referer(value: str, local_host: str, route: Route) -> str | None:
     path = route.to_remote(parts.path) if parts is not None else None
     if parts is None or parts.netloc.lower() != local_host.lower() or path is None:
         return None  # elsewhere in the local server: its path and query are none of the remote's business
-    query = strip_token(parts.query)
+    query = strip_token(parts.query, names=LOCAL_PARAMETERS)
     return f"http://{route.host}{path}" + (f"?{query}" if query else "")
 
 

@@ -13,7 +13,7 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from ..errors import ClearMLSessionError, ConnectionLost, InvalidInput, RemoteBadAnswer
 from . import answers, http1, jupyter_pages
-from .headers import Route, set_cookie_names, strip_token, to_browser, to_remote
+from .headers import LOCAL_PARAMETERS, Route, set_cookie_names, strip_token, to_browser, to_remote
 from .services import Service
 from .splice import check_handshake, splice
 from .state import ProxyState
@@ -28,6 +28,9 @@ LARGE_BODY = 1024 * 1024
 
 WIDE_BODY = 8 * 1024 * 1024
 """Bytes from which it may take several channels, which need a round trip more to open."""
+
+_XSRF = frozenset({"_xsrf"})
+"""The local server's value; a service has none by this name, as it cannot set the cookie."""
 
 _DOWNLOAD_PATH = re.compile(r"/files/|/download|/nbconvert/")
 
@@ -168,8 +171,8 @@ class Relay:
         rest = self._route.to_remote(path)
         if rest is None:
             raise InvalidInput("The path is malformed.", field="path")
-        if self._route.token or self._by_token:
-            query = strip_token(query)
+        names = LOCAL_PARAMETERS if self._route.token or self._by_token else _XSRF
+        query = strip_token(query, names=names)
         target = rest + (mark + query if query else "")
         return "".join(char if char < "\x80" else f"%{ord(char):02X}" for char in target)
 
