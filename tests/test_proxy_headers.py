@@ -33,6 +33,7 @@ ABSOLUTE = Route("/base/p/port-absolute/3000", 3000, strip=False)
         ("a=1; Path=/; HttpOnly", "a=1; HttpOnly; Path=/base/p/port/3000/"),
         ("a=1; Domain=evil.example; path=/x", "a=1; Path=/base/p/port/3000/x"),
         ("a=1; Path=relative; Secure; SameSite=None", "a=1; Secure; SameSite=None; Path=/base/p/port/3000/"),
+        ("a=1; Domain =example.org;\tDOMAIN\t= example.org; Path =/x", "a=1; Path=/base/p/port/3000/x"),
         ("_xsrf=1; Path=/", None),
         ("username-localhost-8888=1", None),
         ("jupyterhub-session-id=1", None),

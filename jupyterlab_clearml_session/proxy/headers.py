@@ -181,10 +181,11 @@ def confine_cookie(value: str, route: Route) -> str | None:
     path = "/"
     kept = [pair.strip()]
     for attribute in attributes:
-        key, _, text = attribute.strip().partition("=")
-        if key.lower() == "path":
+        key, _, text = attribute.partition("=")
+        key = key.strip().lower()  # as browsers read it: a space before the "=" is none of the name
+        if key == "path":
             path = text.strip()
-        elif key.lower() != "domain" and attribute.strip():
+        elif key != "domain" and attribute.strip():
             kept.append(attribute.strip())
     if not path.startswith("/"):
         path = "/"
