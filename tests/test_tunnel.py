@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,38 @@ async def test_number_of_channels_is_bounded() -> None:
         one.close()
         await one.wait_closed()
         await watched.tunnel.open_channel(port)
+
+
+class Hooked(list[str]):
+    """Calls `hook` for each new item."""
+
+    def __init__(self, hook: Callable[[], object]) -> None:
+        super().__init__()
+        self._hook = hook
+
+    def append(self, item: str) -> None:
+        super().append(item)
+        self._hook()
+
+
+async def test_channel_that_has_ended_when_it_is_open_is_not_counted_for_ever() -> None:
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        await watched.tunnel.wait_up(5)
+        await watched.tunnel.run("true", timeout=5)
+        link = watched.tunnel._link
+        assert link is not None
+        while link.channels:
+            await asyncio.sleep(0.01)
+        transport = link._wire._transport
+        assert transport is not None
+        server.commands = Hooked(transport.pause_reading)  # as where this process has no time to read
+        opening = asyncio.create_task(watched.tunnel.start_process("true"))
+        while server._runs or not server.commands:
+            await asyncio.sleep(0.01)
+        transport.resume_reading()
+        process = await opening
+        await process.wait()
+        assert link.channels == 0
 
 
 async def test_too_many_channels_say_nothing_of_the_relay() -> None:

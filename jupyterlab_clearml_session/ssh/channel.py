@@ -81,6 +81,11 @@ class ByteStream:
         """True when nothing more can be written."""
         return self._closed or self._gone.is_set()
 
+    @property
+    def gone(self) -> bool:
+        """True when the channel is gone on both sides; what arrived can still be read."""
+        return self._gone.is_set()
+
     async def read(self, limit: int = -1) -> bytes:
         """Return what has arrived, at most `limit` bytes (by default 256 KiB); ``b""`` at the end.
 

@@ -235,7 +235,8 @@ class Link:
                 # The answer may still come; a channel that nobody waits for any more is closed then.
                 task.add_done_callback(lambda done: _discard(done, stream))
         self._wire.observe_rtt(stream.opened_at - started)
-        self._streams.add(stream)
+        if not stream.gone:  # by now it may be; nobody would take it out again
+            self._streams.add(stream)
         stream.shortcut = self._shortcut
         stream.wire = self._wire
         stream.on_gone = self._streams.discard
