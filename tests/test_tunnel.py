@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -370,6 +371,24 @@ async def test_forwarded_port_survives_a_reconnect_and_ends_with_the_tunnel() ->
         assert watched.tunnel.forwards == []
         with pytest.raises(OSError, match="Connect call failed"):
             await asyncio.open_connection("127.0.0.1", forwarded.local_port)
+
+
+async def test_port_that_is_forwarded_while_the_tunnel_closes_is_closed() -> None:
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        await watched.tunnel.wait_up(5)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            local_port = free.getsockname()[1]
+        forwarding = asyncio.create_task(watched.tunnel.forward(80, local_port))
+        await asyncio.sleep(0)
+        await watched.tunnel.close()
+        with pytest.raises(TunnelDown):
+            await forwarding
+        with pytest.raises(TunnelDown):
+            await watched.tunnel.forward(80, local_port)
+        assert watched.tunnel.forwards == []
+        with pytest.raises(OSError, match="Connect call failed"):
+            await asyncio.open_connection("127.0.0.1", local_port)
 
 
 @pytest.mark.parametrize("waiting", [True, False])

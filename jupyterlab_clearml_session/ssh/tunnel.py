@@ -268,9 +268,14 @@ class Tunnel:
         ------
         Conflict
             The local port is in use.
+        TunnelDown
+            The tunnel is closed.
         """
         forwarded = ForwardedPort(self, remote_port)
         await forwarded.listen(local_port)
+        if self._closed:  # whoever closed it did not know of this port
+            await forwarded.close()
+            raise TunnelDown("The tunnel is closed.")
         self._forwards[forwarded.local_port] = forwarded
         forwarded.on_closed = lambda: self._forwards.pop(forwarded.local_port, None)
         return forwarded
