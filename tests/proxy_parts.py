@@ -60,15 +60,21 @@ class FakeManager:
         self.is_attached = True
         self.ports = ports
 
-    async def tunnel(self, session_id: str, wait: float = 0.0) -> Tunnel:
+    async def held_tunnel(self, session_id: str) -> Tunnel:
         if session_id != SESSION:
             raise UnknownSession(f"There is no session {session_id[:40]!r}.")
         if not self.is_attached:
             raise NotAttached("The session is not attached (it is services_up)")
-        await self._tunnel.wait_up(wait)
         return self._tunnel
 
+    async def tunnel(self, session_id: str, wait: float = 0.0) -> Tunnel:
+        tunnel = await self.held_tunnel(session_id)
+        await tunnel.wait_up(wait)
+        return tunnel
+
     def attached(self) -> list[Session]:
+        if not self.is_attached:
+            return []
         owner = Ref("u1", "Ada <Lovelace>")
         return [Session(SESSION, "a session", Phase.READY, "", "", "in_progress", user=owner, mine=self.mine)]
 

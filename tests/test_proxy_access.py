@@ -69,6 +69,27 @@ async def test_someone_elses_session_opens_after_a_warning_only(proxy: Proxy) ->
     assert proxy.service.requests[-1].get("Cookie") is None
 
 
+async def test_session_of_someone_else_that_is_attached_while_it_is_looked_up_is_warned_of(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = proxy.serverapp.web_app.settings["clearml_session_manager"]
+    manager.mine = manager.is_attached = False
+    held = manager.held_tunnel
+
+    async def look_up(session_id: str) -> object:
+        manager.is_attached = (
+            True  # ClearML is asked for a session that is not known yet, which takes a while
+        )
+        return await held(session_id)
+
+    monkeypatch.setattr(manager, "held_tunnel", look_up)
+    browser = Browser(proxy)
+    await browser.login()
+    path = f"{proxy.base}/port/{proxy.service.port}/x"
+    assert "foreign_session" in await visit(proxy.serverapp.port, path, browser.cookie, navigates=False)
+    assert proxy.service.requests == []
+
+
 async def test_someone_elses_session_opens_for_a_program_with_the_token_but_for_no_other_header(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,7 @@ class ProxyHandler(JupyterHandler):
         if not allowed:
             raise web.HTTPError(403, "Not authorised to use the sessions' services")
         self._check_site()
-        self._check_trust(service.session_id)
+        await self._check_trust(service.session_id)
         if not self._answered():
             self.state.admissions.remember(
                 self.request, service, user=self.current_user, by_token=self.token_authenticated
@@ -159,9 +159,13 @@ class ProxyHandler(JupyterHandler):
         if from_elsewhere and not (self.request.method == "GET" and is_navigation(self.request)):
             raise web.HTTPError(403, "Blocking a cross-site request")
 
-    def _check_trust(self, session_id: str) -> None:
+    async def _check_trust(self, session_id: str) -> None:
         prefix = session_prefix(self.base_url, session_id)
-        for session in self.settings["clearml_session_manager"].attached():
+        manager = self.settings["clearml_session_manager"]
+        # Before the question whose it is: looking up one that is not known yet takes a while, and it may be
+        # attached by then.
+        await manager.held_tunnel(session_id)
+        for session in manager.attached():
             if session.id != session_id or trust.trusts(self, session):
                 continue
             if not trust.accepts(self, session_id):
