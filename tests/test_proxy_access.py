@@ -228,6 +228,18 @@ async def test_own_address_of_a_port_and_where_there_can_be_none(proxy: Proxy) -
     await proxy.serverapp.web_app.settings["clearml_session_aparts"].forget(SESSION)
 
 
+async def test_no_own_address_is_opened_of_a_session_that_was_detached(proxy: Proxy) -> None:
+    settings = proxy.serverapp.web_app.settings
+    login, link = await warned(proxy, "jupyter")
+    settings["clearml_session_manager"].is_attached = False
+    await settings["clearml_session_aparts"].forget(SESSION)
+    try:
+        assert (await visit(proxy.serverapp.port, link, login)).startswith("HTTP/1.1 409")
+        assert settings["clearml_session_aparts"]._open == {}
+    finally:
+        await settings["clearml_session_aparts"].forget(SESSION)
+
+
 FROM_SITES: list[tuple[str, list[str], int]] = [
     ("POST", ["Origin: http://127.0.0.1"], 200),
     ("POST", ["Sec-Fetch-Site: same-origin"], 200),

@@ -21,7 +21,7 @@ from tornado import web
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from ..errors import ApartClosed, ForeignSession
+from ..errors import ApartClosed, ForeignSession, NotAttached
 from . import strict, trust
 from .handlers import AUTH_RESOURCE, ProxyHandler
 from .services import Service
@@ -167,6 +167,8 @@ class OpenHandler(JupyterHandler):
         name = trust.other_loopback(self.request.host_name)
         if name is None or not trust.accepts(self, session_id):
             raise web.HTTPError(403, ForeignSession.default_hint)
+        if all(session.id != session_id for session in self.settings["clearml_session_manager"].attached()):
+            raise web.HTTPError(409, NotAttached.default_hint)  # nobody would close the address
         aparts: Aparts = self.settings["clearml_session_aparts"]
         apart = aparts.open(session_id, service, name, self.settings)
         if service.startswith("port-absolute/"):  # such a service knows the whole path
