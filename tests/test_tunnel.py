@@ -721,6 +721,29 @@ async def test_bulk_connection_that_is_made_while_the_tunnel_closes_is_closed() 
         await until_gone(server)
 
 
+async def test_connection_that_is_made_when_the_tunnel_closes_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect = asyncssh.connect
+    closing: list[asyncio.Task[None]] = []
+    async with ssh_server() as server:
+        watched = Watched(server.target())
+
+        async def connect_and_close(*args: Any, **options: Any) -> asyncssh.SSHClientConnection:
+            made = await connect(*args, **options)
+            closing.append(asyncio.create_task(watched.tunnel.close()))
+            await asyncio.sleep(0)  # the tunnel's task is cancelled in the turn in which this one ends
+            return made
+
+        monkeypatch.setattr(asyncssh, "connect", connect_and_close)
+        watched.tunnel.start()
+        while not closing:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(closing[0], 5)
+        assert server.accepted == 1
+        await until_gone(server)
+
+
 async def test_bulk_connection_to_an_old_address_is_closed() -> None:
     async with ssh_server() as old, ssh_server(key=old.key) as new, Relay(old.port) as relay:
         target = old.target(port=relay.port)

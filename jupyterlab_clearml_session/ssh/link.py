@@ -346,6 +346,9 @@ async def connect(target: SshTarget, settings: TunnelSettings, *, bulk: bool = F
             ),
             settings.connect_timeout,
         )
+    except asyncio.CancelledError:
+        wire.abort()  # it may have been made in this very turn of the event loop; nobody else knows of it
+        raise
     except asyncio.TimeoutError as exc:
         raise ConnectionTimedOut(f"{where} did not answer within {settings.connect_timeout:g} s.") from exc
     except (asyncssh.Error, OSError) as exc:
