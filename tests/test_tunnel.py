@@ -666,6 +666,21 @@ async def test_reconnect_ends_the_wait_at_once() -> None:
             await watched.tunnel.wait_up(5)
 
 
+async def test_reconnect_during_an_attempt_does_not_end_the_connection_that_it_makes() -> None:
+    async with ssh_server() as server, Relay(server.port) as relay:
+        relay.freeze()
+        async with Watched(server.target(port=relay.port)) as watched:
+            while not relay.accepted:
+                await asyncio.sleep(0.01)
+            watched.tunnel.reconnect()
+            relay.thaw()
+            await watched.tunnel.wait_up(5)
+            link = watched.tunnel._link
+            await watched.tunnel.run("true", timeout=5)
+            assert watched.tunnel._link is link
+            assert TunnelState.RECONNECTING not in [status.state for status in watched.statuses]
+
+
 async def test_waking_up_ends_the_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with ssh_server() as server, Relay(server.port) as relay:
         settings = TunnelSettings(backoff_initial=60.0, backoff_max=60.0, wake_gap=5.0)

@@ -344,6 +344,7 @@ class Tunnel:
                 await self._pause(attempt)
                 continue
             attempt = 0
+            self._kick.clear()  # whoever asked for a new connection meanwhile has got one
             self._link = link
             self._set(TunnelState.UP, attempt=0, cause=None)
             await self._until_lost(link)
