@@ -34,6 +34,7 @@ from jupyterlab_clearml_session.errors import (
 )
 from jupyterlab_clearml_session.models import HostKeyTrust, SshTarget, TunnelState
 from jupyterlab_clearml_session.ssh import relay
+from jupyterlab_clearml_session.ssh.channel import Channel
 from jupyterlab_clearml_session.ssh.ports import listening_ports, process_name
 from jupyterlab_clearml_session.ssh.settings import TunnelSettings
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
@@ -331,6 +332,41 @@ async def test_channel_that_has_ended_when_it_is_open_is_not_counted_for_ever() 
         process = await opening
         await process.wait()
         assert link.channels == 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_channel_is_closed_whose_opener_is_cancelled_when_it_is_open(turns: int) -> None:
+    closed = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        closed.set()
+
+    service = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = service.sockets[0].getsockname()[1]
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        await watched.tunnel.wait_up(5)
+        link = watched.tunnel._link
+        assert link is not None
+        stream = Channel()
+        opening = asyncio.create_task(
+            link._open(
+                stream,
+                link._connection.create_connection(lambda: stream, "127.0.0.1", port, "127.0.0.1", 0),
+                "a port",
+            )
+        )
+        while not stream.opened_at:
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if opening.done():
+            opening.result().close()
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await asyncio.wait_for(closed.wait(), 5)
+    service.close()
 
 
 async def test_too_many_channels_say_nothing_of_the_relay() -> None:

@@ -221,8 +221,10 @@ class Link:
         self._opening += 1
         task = asyncio.ensure_future(opening)
         started = time.monotonic()
+        is_ours = False
         try:
             await within(asyncio.shield(task), self._settings.open_timeout)
+            is_ours = True
         except asyncio.TimeoutError as exc:
             raise RemoteDeadline(
                 f"Opening {what} took longer than {self._settings.open_timeout:g} s."
@@ -231,8 +233,9 @@ class Link:
             raise self._refusal(exc, what) from exc
         finally:
             self._opening -= 1
-            if not task.done() or task.cancelled():
-                # The answer may still come; a channel that nobody waits for any more is closed then.
+            if not is_ours:
+                # The answer may still come, or have come in the very turn in which whoever waits was cancelled:
+                # a channel that nobody waits for any more is closed then.
                 task.add_done_callback(lambda done: _discard(done, stream))
         self._wire.observe_rtt(stream.opened_at - started)
         if not stream.gone:  # by now it may be; nobody would take it out again
