@@ -621,6 +621,28 @@ async def test_one_login_for_many_callers(clearml_server: ClearMLUnderTest) -> N
     assert clearml_server.calls(since=since).count("auth.login") == 1
 
 
+async def test_a_token_that_has_run_out_is_asked_for_anew_off_the_loop(
+    client: ClearMLClient, clearml_server: ClearMLUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.user()
+    session = client.connection.session
+    assert session is not None
+    asked_by: list[threading.Thread] = []
+    request = session._request_once
+
+    def noted(method: str, url: str, **arguments: Any) -> Any:
+        asked_by.append(threading.current_thread())
+        return request(method, url, **arguments)
+
+    monkeypatch.setattr(session, "_request_once", noted)
+    session.token_expiration_threshold_sec = 10**12  # every token has run out as soon as it is there
+    session_id = _session(clearml_server)
+    assert [task.id for task in await client.sessions()] == [session_id]
+    (tmp_path / "data.txt").write_text("1")
+    await client.launch(LaunchSpec(upload_files=(str(tmp_path / "data.txt"),)))
+    assert threading.main_thread() not in asked_by
+
+
 async def test_calls_that_never_end_do_not_use_up_the_threads() -> None:
     threads = DeadlineThreads(limit=2, most_stuck=3)
     never = threading.Event()

@@ -61,6 +61,7 @@ class BoundedSession(Session):
 
     def __init__(self, credentials: Mapping[str, str] | None, deadline: float) -> None:
         self._local = threading.local()
+        self._deadline = deadline
         self._local.until = time.monotonic() + deadline
         given = credentials or {}
         try:
@@ -102,7 +103,8 @@ class BoundedSession(Session):
 
     def user_id(self) -> str:
         """Return the id of the user whose credentials these are, as the token says; empty where it does not."""
-        claims = self.get_decoded_token(self.token)
+        # Not `token`: where that has run out it is asked for anew, and this is called on the event loop.
+        claims = self.get_decoded_token(self.raw_token)
         return str(claims.get("identity", {}).get("user") or "")
 
     def web_server(self, given: str | None = None) -> str:
@@ -117,6 +119,11 @@ class BoundedSession(Session):
     def files_server(self, given: str | None = None) -> str:
         """Return the address of the ClearML file server, without a slash at the end."""
         return (given or str(self.get_files_server_host(self.config))).rstrip("/")
+
+    @property
+    def _until(self) -> float:
+        """When this thread's request must be done; a thread that only wants headers may have to log in for them."""
+        return float(getattr(self._local, "until", time.monotonic() + self._deadline))
 
     @property
     def verify(self) -> bool | str:
@@ -177,7 +184,8 @@ class BoundedSession(Session):
         return response
 
     def _request_once(self, method: str, url: str, **arguments: Any) -> requests.Response:
-        left = max(0.05, self._local.until - time.monotonic())
+        until = self._until
+        left = max(0.05, until - time.monotonic())
         try:
             response = self._requests.request(
                 method, url, timeout=(min(left, _CONNECT_TIMEOUT), left), **arguments
@@ -195,7 +203,7 @@ class BoundedSession(Session):
             requests.exceptions.ChunkedEncodingError,
         ) as error:
             # A timeout within a body is told by requests as a broken connection.
-            if isinstance(error, requests.exceptions.Timeout) or time.monotonic() >= self._local.until:
+            if isinstance(error, requests.exceptions.Timeout) or time.monotonic() >= until:
                 raise ClearMLDeadline(f"{self.host} did not answer in time.") from None
             raise ClearMLUnreachable(f"{self.host} cannot be reached.") from None
         except (requests.exceptions.RequestException, ValueError):
