@@ -61,8 +61,8 @@ async def _fetch(tunnel: Tunnel, place: str, stream: BinaryIO) -> None:
         status = await process.wait()
     finally:
         process.abort()
-    # 1: a file changed while it was read, as files of a running session do.
-    if status not in (0, 1):
+    # 1: a file changed while it was read, as files of a running session do; or bash did not find the folder.
+    if status not in (0, 1) or not stream.tell():
         raise WorkspaceFailed("The workspace could not be packed on the remote machine", exit_status=status)
 
 

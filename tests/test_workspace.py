@@ -1,0 +1,78 @@
+"""Storing a session's workspace: what is over there goes to ClearML as it is, or nothing does."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from jupyterlab_clearml_session import workspace
+from jupyterlab_clearml_session.sessions import SessionManager
+
+from .sshd_fixture import ssh_server
+from .tunnel_fixture import Watched
+
+SESSION = "0123456789abcdef0123456789abcdef"
+
+
+class OneSession:
+    """What `workspace.store` asks of the session manager and its client. The tunnel is real."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.folder = ""
+        self.stored: list[bytes] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.client = self
+        self._watched = watched
+
+    async def get(self, session_id: str) -> Any:
+        return SimpleNamespace(id=session_id, spec={"store_workspace": self.folder})
+
+    async def tunnel(self, _session_id: str) -> Any:
+        await self._watched.tunnel.wait_up(5)
+        return self._watched.tunnel
+
+    async def task(self, session_id: str) -> Any:
+        return SimpleNamespace(id=session_id, name="a session")
+
+    async def store_workspace(self, _task: Any, archive: Path, _preview: str) -> None:
+        self.stored.append(archive.read_bytes())
+        await self.go_on.wait()
+
+    async def store(self) -> list[str]:
+        """Store, and return the names in what was stored."""
+        await workspace.store(cast(SessionManager, self), SESSION)
+        with tarfile.open(fileobj=io.BytesIO(self.stored[-1])) as archive:
+            return sorted(archive.getnames())
+
+
+@asynccontextmanager
+async def one_session() -> AsyncIterator[OneSession]:
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        yield OneSession(watched)
+
+
+# bash ends with 1 where it cannot change the folder, as tar does where a file has changed; other shells with 2.
+@pytest.mark.parametrize("folder", ["/no/such/folder", "~/no/such/folder"])
+async def test_a_folder_that_is_not_there_does_not_replace_the_snapshot(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = asyncio.create_subprocess_shell
+
+    async def with_bash(command: str, **options: Any) -> Any:
+        return await start(command, executable="/bin/bash", **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_shell", with_bash)
+    async with one_session() as one:
+        one.folder = folder
+        with pytest.raises(workspace.WorkspaceFailed):
+            await one.store()
+        assert one.stored == []
