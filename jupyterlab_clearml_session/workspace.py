@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import ClearMLSessionError, InvalidInput
+from .errors import ClearMLSessionError, Conflict, InvalidInput
 from .models import Session
 from .sessions import SessionManager
 from .ssh.tunnel import Tunnel
@@ -21,6 +21,8 @@ _CHUNK = 256 * 1024
 _NAME = "workspace_snapshot.tar.gz"  # the remote script's
 _LIST_DEADLINE = 60.0
 _LISTED = 200
+_storing: set[str] = set()
+"""The ids of the sessions whose workspace is being stored: both archives would go to the same place."""
 
 
 class WorkspaceFailed(ClearMLSessionError):
@@ -34,9 +36,19 @@ class WorkspaceFailed(ClearMLSessionError):
 async def store(sessions: SessionManager, session_id: str) -> Session:
     """Store the workspace of an attached session now; return the session when it is stored.
 
-    Raises InvalidInput where the session has no workspace, NotAttached, TunnelDown, WorkspaceFailed, and what an
-    upload raises.
+    Raises InvalidInput where the session has no workspace, Conflict where it is being stored already, NotAttached,
+    TunnelDown, WorkspaceFailed, and what an upload raises.
     """
+    if session_id in _storing:
+        raise Conflict("The workspace is being stored already", hint="Wait until that has ended.")
+    _storing.add(session_id)
+    try:
+        return await _store(sessions, session_id)
+    finally:
+        _storing.discard(session_id)
+
+
+async def _store(sessions: SessionManager, session_id: str) -> Session:
     session = await sessions.get(session_id)
     folder = str(session.spec.get("store_workspace") or "")
     if not folder:

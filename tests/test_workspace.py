@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from jupyterlab_clearml_session import workspace
+from jupyterlab_clearml_session.errors import Conflict
 from jupyterlab_clearml_session.sessions import SessionManager
 
 from .sshd_fixture import ssh_server
@@ -76,3 +77,18 @@ async def test_a_folder_that_is_not_there_does_not_replace_the_snapshot(
         with pytest.raises(workspace.WorkspaceFailed):
             await one.store()
         assert one.stored == []
+
+
+async def test_two_windows_do_not_store_one_workspace_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("kept")
+    async with one_session() as one:
+        one.folder = str(tmp_path)
+        one.go_on.clear()
+        first = asyncio.create_task(one.store())
+        await asyncio.sleep(0)  # it has begun
+        with pytest.raises(Conflict):
+            await asyncio.wait_for(one.store(), 5)
+        one.go_on.set()
+        assert await first == [".", "./note.txt"]
+        assert await one.store() == [".", "./note.txt"], "and again, once that is done"
+        assert len(one.stored) == 2
