@@ -26,7 +26,7 @@ _storing: set[str] = set()
 
 
 class WorkspaceFailed(ClearMLSessionError):
-    """The workspace could not be packed on the remote machine."""
+    """The workspace could not be packed on the remote machine, or not be kept here for the upload."""
 
     code = "workspace_failed"
     status = 424
@@ -55,13 +55,19 @@ async def _store(sessions: SessionManager, session_id: str) -> Session:
         raise InvalidInput("The session was launched without a workspace to store", field="store_workspace")
     tunnel = await sessions.tunnel(session_id)
     place = _shell_path(folder)
-    with tempfile.TemporaryDirectory(prefix="clearml-session-") as scratch:
-        archive = Path(scratch) / _NAME
-        with archive.open("wb") as stream:
-            await _fetch(tunnel, place, stream)
-        await sessions.client.store_workspace(
-            await sessions.client.task(session_id), archive, await _preview(tunnel, place, folder)
-        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="clearml-session-") as scratch:
+            archive = Path(scratch) / _NAME
+            with archive.open("wb") as stream:
+                await _fetch(tunnel, place, stream)
+            await sessions.client.store_workspace(
+                await sessions.client.task(session_id), archive, await _preview(tunnel, place, folder)
+            )
+    except OSError as error:
+        raise WorkspaceFailed(
+            f"The workspace cannot be kept on this machine until it is uploaded: {error.strerror}.",
+            hint="Is there room in this machine's folder for temporary files?",
+        ) from None
     return await sessions.get(session_id)
 
 

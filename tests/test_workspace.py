@@ -92,3 +92,15 @@ async def test_two_windows_do_not_store_one_workspace_at_a_time(tmp_path: Path) 
         assert await first == [".", "./note.txt"]
         assert await one.store() == [".", "./note.txt"], "and again, once that is done"
         assert len(one.stored) == 2
+
+
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="a full disk is had without filling one on Linux only"
+)
+async def test_a_full_disk_on_this_machine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "note.txt").write_text("kept")
+    monkeypatch.setattr(workspace, "_NAME", "/dev/full")
+    async with one_session() as one:
+        one.folder = str(tmp_path)
+        with pytest.raises(workspace.WorkspaceFailed, match="No space left"):
+            await one.store()
