@@ -7,11 +7,11 @@ credentials for it. It is stored as the remote script would, so a session that c
 from __future__ import annotations
 
 import asyncio
-import shlex
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+from .backend import init_script
 from .errors import ClearMLSessionError, Conflict, InvalidInput
 from .models import Session
 from .sessions import SessionManager
@@ -21,6 +21,9 @@ _CHUNK = 256 * 1024
 _NAME = "workspace_snapshot.tar.gz"  # the remote script's
 _LIST_DEADLINE = 60.0
 _LISTED = 200
+_STRICT = (
+    "set -u;"  # a variable that is not there must not become another folder: cd "" stays in the home folder
+)
 _storing: set[str] = set()
 """The ids of the sessions whose workspace is being stored: both archives would go to the same place."""
 
@@ -72,7 +75,7 @@ async def _store(sessions: SessionManager, session_id: str) -> Session:
 
 
 async def _fetch(tunnel: Tunnel, place: str, stream: BinaryIO) -> None:
-    process = await tunnel.start_process(f"cd {place} && exec tar -czf - .")
+    process = await tunnel.start_process(f"{_STRICT} cd {place} && exec tar -czf - .")
     try:
         while chunk := await process.read(_CHUNK):
             await asyncio.to_thread(stream.write, chunk)
@@ -85,13 +88,11 @@ async def _fetch(tunnel: Tunnel, place: str, stream: BinaryIO) -> None:
 
 
 async def _preview(tunnel: Tunnel, place: str, folder: str) -> str:
-    command = f"cd {place} && find . -type f | sort | head -n {_LISTED}"
+    command = f"{_STRICT} cd {place} && find . -type f | sort | head -n {_LISTED}"
     _, listing, _ = await tunnel.run(command, timeout=_LIST_DEADLINE)
     return f"Archive content {folder}:\n{listing.decode('utf-8', 'replace')}"
 
 
 def _shell_path(folder: str) -> str:
-    """Quote a folder for the remote shell, which still has to expand a leading ``~/``."""
-    if folder == "~" or folder.startswith("~/"):
-        return '"$HOME"/' + shlex.quote(folder[2:] or ".")
-    return shlex.quote(folder)
+    """Quote a folder for the remote shell, which still expands ``~/`` and ``$NAME``, as the remote script does."""
+    return f'"{init_script.expanding(folder)}"'

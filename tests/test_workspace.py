@@ -79,6 +79,23 @@ async def test_a_folder_that_is_not_there_does_not_replace_the_snapshot(
         assert one.stored == []
 
 
+async def test_variables_in_the_folder_s_name_are_those_over_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / 'my "own" $(work)'
+    folder.mkdir()
+    (folder / "note.txt").write_text("kept")
+    monkeypatch.setenv("HOME", str(tmp_path))  # of the SSH server, which is in this process
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    async with one_session() as one:
+        for one.folder in (f"~/{folder.name}", f"$HOME/{folder.name}", f"${{HOME}}/{folder.name}"):
+            assert await one.store() == [".", "./note.txt"]
+        for one.folder in ("$NO_SUCH_VARIABLE", "$NO_SUCH_VARIABLE/"):
+            with pytest.raises(workspace.WorkspaceFailed):
+                await one.store()
+        assert len(one.stored) == 3
+
+
 async def test_two_windows_do_not_store_one_workspace_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("kept")
     async with one_session() as one:

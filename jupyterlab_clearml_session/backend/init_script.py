@@ -44,7 +44,7 @@ def compose(text: str, *, env: Mapping[str, str], repository: str = "", folder: 
             _block(
                 "repository",
                 [
-                    f'clearml_session_folder="{_expanding(folder or "~/")}"',
+                    f'clearml_session_folder="{expanding(folder or "~/")}"',
                     'mkdir -p "$clearml_session_folder"',
                     f'ln -sfn "$PWD" {target}',
                     "unset clearml_session_folder",
@@ -81,7 +81,7 @@ def _quoted(text: str) -> str:
     return re.sub(r'([\\"$`])', r"\\\1", text)
 
 
-def _expanding(folder: str) -> str:
+def expanding(folder: str) -> str:
     """Return a folder for the inside of double quotes, ``~`` and ``$NAME`` expanded as the remote script does."""
     home = "$HOME" if folder == "~" or folder.startswith("~/") else ""
     rest = folder[1:] if home else folder
