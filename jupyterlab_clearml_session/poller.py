@@ -53,6 +53,8 @@ class Poller:
         self._looked = _NEVER
         self._all_users_looked = _NEVER
         self._done = _NEVER
+        self._failed = _NEVER
+        self._failure: ClearMLSessionError | None = None
 
     @property
     def all_users(self) -> bool:
@@ -99,10 +101,14 @@ class Poller:
         async with self._lock:
             if self._done > asked:
                 return
+            if self._failure is not None and self._failed > asked:
+                # Of those who wait for a frozen server, not each one has a deadline of its own after the others'.
+                raise self._failure
             started = time.monotonic()
             try:
                 await self._read(started)
             except ClearMLSessionError as error:
+                self._failed, self._failure = started, error
                 self._told(error)
                 raise
             self._done = started
