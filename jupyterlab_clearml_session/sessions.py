@@ -328,10 +328,15 @@ class SessionManager(Configurable):
             record.stop_requested = True
             record.launching.cancel()  # its Task is deleted by the launch itself
             return self._roster.update(record)
-        with self._reader.known(session_id):
-            # What never was in a queue is only stopped by force.
-            await self.client.stop(session_id, force=record.task.status == "created")
-        record.stop_requested = True
+        # Noted before: a poll meanwhile may find it stopped, and must not tell that somebody else has done it.
+        before, record.stop_requested = record.stop_requested, True
+        try:
+            with self._reader.known(session_id):
+                # What never was in a queue is only stopped by force.
+                await self.client.stop(session_id, force=record.task.status == "created")
+        except BaseException:
+            record.stop_requested = before
+            raise
         await self._roster.let_go(record)
         self._poller.wake()
         return self._roster.update(record)

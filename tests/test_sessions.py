@@ -148,6 +148,34 @@ async def test_a_session_that_runs_again_is_not_stopping_for_ever(
         await manager.attach(session_id)
 
 
+async def test_who_shuts_a_session_down_is_not_told_that_somebody_else_has(
+    clearml_server: ClearMLUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        stop = ClearMLClient.stop
+
+        async def stop_and_poll(self: ClearMLClient, task_id: str, *, force: bool = False) -> None:
+            await stop(self, task_id, force=force)
+            await manager._poller.poll()  # before the answer is here
+
+        monkeypatch.setattr(ClearMLClient, "stop", stop_and_poll)
+        told: list[Session] = []
+        manager.subscribe(lambda event: told.append(event.session) if event.session else None)
+        await manager.shutdown(session_id)
+        assert told[-1].phase is Phase.ENDED
+        assert [session.error for session in told if session.error is not None] == []
+
+        async def refused(self: ClearMLClient, task_id: str, *, force: bool = False) -> None:
+            raise ClearMLBadAnswer("no")
+
+        monkeypatch.setattr(ClearMLClient, "stop", refused)
+        another = (await manager.launch(SPEC)).id
+        with pytest.raises(ClearMLBadAnswer):
+            await manager.shutdown(another)
+        assert (await manager.get(another)).phase is Phase.QUEUED
+
+
 async def test_a_session_that_never_was_in_a_queue_can_be_shut_down_and_deleted(
     clearml_server: ClearMLUnderTest, tmp_path: Path
 ) -> None:
