@@ -324,9 +324,9 @@ class SessionManager(Configurable):
                 await self.client.delete(session_id)
             self._roster.remove(session_id)
             return record.session
-        if record.launching is not None:
-            record.stop_requested = True
-            record.launching.cancel()  # its Task is deleted by the launch itself
+        # A launch that has just ended cannot be cancelled any more; its session is stopped like any other.
+        if record.launching is not None and record.launching.cancel():
+            record.stop_requested = True  # its Task is deleted by the launch itself
             return self._roster.update(record)
         # Noted before: a poll meanwhile may find it stopped, and must not tell that somebody else has done it.
         before, record.stop_requested = record.stop_requested, True

@@ -176,6 +176,19 @@ async def test_who_shuts_a_session_down_is_not_told_that_somebody_else_has(
         assert (await manager.get(another)).phase is Phase.QUEUED
 
 
+async def test_a_session_that_is_shut_down_as_its_launch_ends_is_stopped(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        launched: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
+        record = manager._roster.records[session_id]
+        launched.set_result(record.task)
+        record.launching = launched  # and `launch` has not been told yet
+        await manager.shutdown(session_id)
+        assert clearml_server.task(session_id)["status"] == "stopped"
+
+
 async def test_a_session_that_never_was_in_a_queue_can_be_shut_down_and_deleted(
     clearml_server: ClearMLUnderTest, tmp_path: Path
 ) -> None:
