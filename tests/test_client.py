@@ -490,6 +490,28 @@ async def test_host_keys_of_the_server_s_vault(
     assert len(asked) == 1
 
 
+async def test_a_vault_that_could_not_be_read_once_is_asked_for_again(
+    client: ClearMLClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.launch(LaunchSpec())
+    keys = json.dumps({"ssh_host_ed25519_key__pub": "ssh-ed25519 AAAA"})
+    answers: list[Any] = [ClearMLBadAnswer("<html>down for a moment</html>"), {"vaults": [{"data": keys}]}]
+    call = Connection.call
+
+    async def at_last(self: Connection, endpoint: str, **body: Any) -> dict[str, Any]:
+        if endpoint != "users.get_vaults":
+            return await call(self, endpoint, **body)
+        answer = answers.pop(0)
+        if isinstance(answer, ClearMLBadAnswer):
+            raise answer
+        return dict(answer)
+
+    client._vault_keys = None
+    monkeypatch.setattr(Connection, "call", at_last)
+    assert [task.trust for task in await client.sessions()] == [HostKeyTrust.PINNED]
+    assert [task.trust for task in await client.sessions()] == [HostKeyTrust.VAULT]
+
+
 @pytest.mark.parametrize(
     "entry",
     [
