@@ -616,6 +616,30 @@ async def test_a_changed_configuration_is_noticed(
     assert "wrong-secret" not in str(configuration.fingerprint())
 
 
+async def test_a_late_answer_of_the_server_before_says_neither_who_we_are_nor_which_keys_are_right(
+    client: ClearMLClient, clearml_server: ClearMLUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Connection.call
+    late = asyncio.Event()
+    before = client.connection
+
+    async def slowly(self: Connection, endpoint: str, **body: Any) -> dict[str, Any]:
+        if self is not before:
+            return await call(self, endpoint, **body)
+        await late.wait()
+        keys = json.dumps({"ssh_host_ed25519_key__pub": "ssh-ed25519 BEFORE"})
+        return {"user": {"id": "before", "name": "Before"}, "vaults": [{"data": keys}]}
+
+    monkeypatch.setattr(Connection, "call", slowly)
+    asking = asyncio.gather(client.user(), client._vault())
+    await asyncio.sleep(0)
+    client.use_local(clearml_server.credentials)
+    late.set()
+    await asking
+    assert (await client.user()).id == await client.user_id()
+    assert await client._vault() == ()
+
+
 async def test_the_loop_goes_on_while_the_server_is_frozen(clearml_server: ClearMLUnderTest) -> None:
     client = ClearMLClient(request_timeout=2.0)
     client.use_local(clearml_server.credentials)

@@ -167,11 +167,16 @@ class ClearMLClient(Configurable):
 
     async def user(self, *, fresh: bool = False) -> Ref:
         """Return the user whose credentials we have; ``fresh`` asks the server again."""
-        if self._user is None or fresh:
-            data = await self._call("users.get_current_user")
-            user = _expect(data, "user")
-            (self._user,) = _read(lambda entry: Ref(str(entry["id"]), str(entry.get("name") or "")), [user])
-        return self._user
+        if self._user is not None and not fresh:
+            return self._user
+        connection = self._connection
+        data = await self._call("users.get_current_user")
+        (user,) = _read(
+            lambda entry: Ref(str(entry["id"]), str(entry.get("name") or "")), [_expect(data, "user")]
+        )
+        if self._connection is connection:  # otherwise that was who we were before the configuration changed
+            self._user = user
+        return user
 
     async def queues(self) -> list[Queue]:
         """Return all queues with their entries and workers, by name (one call)."""
@@ -402,16 +407,21 @@ class ClearMLClient(Configurable):
 
     async def _vault(self) -> tuple[str, ...]:
         """Return the public host keys of the server's vault, empty where it has none (open-source servers)."""
-        if self._vault_keys is None:
-            try:
-                data = await self._call("users.get_vaults", enabled=True, types=["remote_session_ssh_server"])
-                vaults = _expect_list(data, "vaults")
-                self._vault_keys = host_keys.public_keys(str(vaults[-1].get("data") or "")) if vaults else ()
-            except (UnknownEndpoint, Forbidden):
-                self._vault_keys = ()
-            except ClearMLBadAnswer:
-                return ()  # for now: the next answer may be better, and the keys of a vault are the only right ones
-        return self._vault_keys
+        if self._vault_keys is not None:
+            return self._vault_keys
+        connection = self._connection
+        keys: tuple[str, ...] = ()
+        try:
+            data = await self._call("users.get_vaults", enabled=True, types=["remote_session_ssh_server"])
+            vaults = _expect_list(data, "vaults")
+            keys = host_keys.public_keys(str(vaults[-1].get("data") or "")) if vaults else ()
+        except (UnknownEndpoint, Forbidden):
+            pass  # it has none, or none for us
+        except ClearMLBadAnswer:
+            return ()  # for now: the next answer may be better, and the keys of a vault are the only right ones
+        if self._connection is connection:
+            self._vault_keys = keys
+        return keys
 
     async def _configured_host(self) -> str | None:
         if self._connection.credentials:
