@@ -100,8 +100,9 @@ class _Demo:
                 return
             await self._use(session, report)
             print(json.dumps(report), flush=True)
-        except DemoFailed as error:
-            print(f"The demo failed: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # noqa: BLE001 - a deadline, a connection: whatever it is, nobody would end the server
+            reason = error if isinstance(error, DemoFailed) else f"{type(error).__name__}: {error}"
+            print(f"The demo failed: {reason}", file=sys.stderr, flush=True)
             self.status = 1
         if once or self.status:
             self._server.stop()

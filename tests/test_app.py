@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from jupyterlab_clearml_session.app import main
+from jupyterlab_clearml_session.demo import _Demo
+from jupyterlab_clearml_session.errors import ClearMLDeadline
 from tests.lab_fixture import clearml_environment
 from tests.local_fixture import ClearMLUnderTest
 
@@ -113,3 +118,20 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_demo_that_fails_in_a_way_nobody_foresaw_ends(
+    once: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own server would go on for ever."""
+    stopped: list[bool] = []
+    demo = _Demo(cast(Any, SimpleNamespace(stop=lambda: stopped.append(True))), "token")
+
+    async def too_late() -> Any:
+        raise ClearMLDeadline("There was no answer within 10 seconds.")
+
+    monkeypatch.setattr(demo, "_launch", too_late)
+    asyncio.run(demo.drive(once))
+    assert (stopped, demo.status) == ([True], 1)
+    assert "There was no answer within 10 seconds." in capsys.readouterr().err
