@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from jupyterlab_clearml_session.backend import draft as drafting
 from jupyterlab_clearml_session.backend import host_keys, init_script, reading, uploads
 from jupyterlab_clearml_session.backend.client import ClearMLClient
+from jupyterlab_clearml_session.backend.connection import Connection
 from jupyterlab_clearml_session.backend.draft import RECORD, Materials, as_new_file, draft
 from jupyterlab_clearml_session.backend.launch import (
     full_spec,
@@ -450,6 +451,29 @@ async def test_a_new_project_costs_one_more_once(
     assert len(clearml_server.calls(since=since)) <= 4
     names = [entry["name"] for entry in clearml_server.call("projects.get_all")["projects"]]
     assert names.count("Brand (new) [project]") == 1
+
+
+async def test_two_launches_at_once_make_the_project_once(
+    client: ClearMLClient, clearml_server: ClearMLUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Connection.call
+    looked: list[str] = []
+    both = asyncio.Event()
+
+    async def together(self: Connection, endpoint: str, **body: Any) -> dict[str, Any]:
+        answer = await call(self, endpoint, **body)
+        if endpoint == "projects.get_all" and not both.is_set():
+            looked.append(endpoint)
+            if len(looked) == 2:
+                both.set()
+            await asyncio.wait_for(both.wait(), 10)
+        return answer
+
+    monkeypatch.setattr(Connection, "call", together)
+    first, second = await asyncio.gather(*(client.launch(LaunchSpec(project="new")) for _ in range(2)))
+    assert first.project is not None
+    assert first.project == second.project
+    assert len(clearml_server.call("projects.get_all", name="^new$")["projects"]) == 1
 
 
 async def test_a_project_that_was_deleted_is_made_again(

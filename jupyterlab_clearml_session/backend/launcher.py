@@ -44,6 +44,7 @@ _REMEMBER_QUEUES_S = 60.0
 _LOCAL_DEADLINE = 60.0
 """Seconds for work on this machine: making keys, looking at files (a folder of the network may hang)."""
 _BAD_REFERENCE = 16
+_EXISTS = 801
 
 
 class _UploadAbandoned(Exception):
@@ -220,7 +221,13 @@ class Launcher:
         )
 
     async def _create_project(self, name: str) -> str:
-        data = await self._client.connection.call("projects.create", name=name, description="")
+        try:
+            data = await self._client.connection.call("projects.create", name=name, description="")
+        except ClearMLBadAnswer as error:
+            found = await self._find_project(name) if error.detail.get("subcode") == _EXISTS else None
+            if found is None:
+                raise
+            return found  # another launch, or another program, was faster
         if not data.get("id"):
             raise ClearMLBadAnswer("The answer of the ClearML server holds no project.")
         return str(data["id"])
