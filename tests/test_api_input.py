@@ -101,6 +101,7 @@ QUERIES = [
     Refusal("GET", f"sessions/{UNKNOWN_ID}/log?limit=0", None, "limit"),
     Refusal("GET", f"sessions/{UNKNOWN_ID}/log?limit=10001", None, "limit"),
     Refusal("GET", f"sessions/{UNKNOWN_ID}/log?limit=1e3", None, "limit"),
+    Refusal("GET", f"sessions/{UNKNOWN_ID}/log?limit={'1'.zfill(9)}{'9' * 5000}", None, "limit"),
     Refusal("GET", f"sessions/{UNKNOWN_ID}/log?limit=%ff", None, "limit"),
     Refusal("GET", "sessions/%ff", None, "session_id"),
 ]

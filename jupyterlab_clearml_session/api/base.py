@@ -79,7 +79,8 @@ class SessionAPIHandler(ExtensionHandlerMixin, APIHandler):
 
     def number(self, name: str, default: int, *, most: int) -> int:
         value = self.get_query_argument(name, str(default))
-        if not value.isascii() or not value.isdigit() or not 0 < int(value[:9]) <= most:
+        usable = value.isascii() and value.isdigit() and len(value) <= len(str(most))
+        if not usable or not 0 < int(value) <= most:
             raise InvalidInput(f"{name} must be a whole number from 1 to {most}", field=name)
         return int(value)
 
