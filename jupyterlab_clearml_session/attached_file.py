@@ -35,7 +35,13 @@ class AttachedFile:
         """Replace the ids, in a thread; two writes come one after the other, the last one asked for last."""
         text = json.dumps({"attached": sorted(ids)})
         async with self._lock:
+            writing = asyncio.ensure_future(asyncio.to_thread(write_private, self._path, text))
             try:
-                await asyncio.to_thread(write_private, self._path, text)
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.gather(
+                    writing, return_exceptions=True
+                )  # its thread goes on, and must not come after the next one's
+                raise
             except OSError as error:
                 self._log.warning("clearml-session: cannot note which sessions are attached: %s", error)
