@@ -28,7 +28,8 @@ class Record:
     """A Task, and what we know of the session beside it.
 
     ``attach`` says that somebody wants the tunnel, ``watched`` that somebody waited for the session in this
-    server's time, ``announced`` that its readiness was told to the hooks, ``launching`` is a launch under way.
+    server's time, ``announced`` that its readiness was told to the hooks, ``leaving`` that the hooks are being told
+    that the tunnel was given up, ``launching`` is a launch under way.
     Times are of ``time.monotonic()``.
     """
 
@@ -37,6 +38,7 @@ class Record:
     attach: bool = False
     watched: bool = False
     announced: bool = False
+    leaving: bool = False
     stop_requested: bool = False
     launching: asyncio.Future[Task] | None = None
     upload: tuple[str, float] | None = None

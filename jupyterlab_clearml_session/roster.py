@@ -113,7 +113,9 @@ class Roster:
     def update(self, record: Record) -> Session:
         """Do what the record's state asks for, and tell everybody where that changed what is shown."""
         running = record.task.status == "in_progress" and not record.stop_requested
-        if record.attach and record.attachment is None and running and record.services.up:
+        # Who is still told that a tunnel was given up would take down what belongs to the next one.
+        wanted = record.attach and record.attachment is None and not record.leaving
+        if wanted and running and record.services.up:
             record.attachment = self._connect(record)
             record.attachment.start()
         before = record.session
@@ -140,11 +142,15 @@ class Roster:
         self._note_attached()
         if attachment is None:
             return
+        record.leaving = True
         try:
             for on_gone in self._on_gone:
                 await self._run_hook(on_gone(record.task.id), record)
         finally:
+            record.leaving = False
             await attachment.close()
+        if record.attach and self.records.get(record.task.id) is record:
+            self.update(record)  # attached again meanwhile
 
     # -- telling ---------------------------------------------------------------------------------------
 
