@@ -344,7 +344,7 @@ class SessionManager(Configurable):
     def set_kernelspecs(self, session_id: str, names: Iterable[str]) -> None:
         """Note the local names of the session's kernelspecs."""
         record = self._roster.records.get(session_id)
-        if record is not None:
+        if record is not None and record.attachment is not None:  # it may have been detached meanwhile
             record.kernelspecs = tuple(names)
             self._roster.update(record)
 

@@ -284,6 +284,17 @@ async def test_what_fails_when_a_session_is_ready_is_tried_again_and_harms_nobod
         assert "The disk is full" in caplog.text
 
 
+async def test_kernels_that_come_after_a_detach_are_not_shown(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    """Their specs are written in a thread, and the session may be detached before that is told here."""
+    async with manager_of(clearml_server, tmp_path) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        await manager.detach(session_id)
+        manager.set_kernelspecs(session_id, ["clearml-python3"])
+        assert (await manager.get(session_id)).kernelspecs == ()
+
+
 async def test_a_session_that_fails_while_it_is_waited_for_is_not_polled_for_ever(
     clearml_server: ClearMLUnderTest, tmp_path: Path
 ) -> None:
