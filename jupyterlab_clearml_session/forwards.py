@@ -32,6 +32,7 @@ class ForwardManager:
         self._sessions = sessions
         self._directory = directory
         self._to_ssh: set[tuple[str, int]] = set()
+        self._opening = asyncio.Lock()
 
     async def open(
         self, session_id: str, remote_port: int | str, local_port: int = 0, *, show_password: bool = False
@@ -50,11 +51,12 @@ class ForwardManager:
             return {"local_port": forwarded.local_port, "remote_port": forwarded.remote_port}
         target, port = await self._sessions.ssh(session_id)
         _check(target)
-        open_ports = () if local_port else tunnel.forwards
-        forwarded = next(
-            (one for one in open_ports if (session_id, one.local_port) in self._to_ssh), None
-        ) or await tunnel.forward(port, local_port)
-        self._to_ssh.add((session_id, forwarded.local_port))
+        async with self._opening:  # of two who ask at once, the second one finds the first one's
+            open_ports = () if local_port else tunnel.forwards
+            forwarded = next(
+                (one for one in open_ports if (session_id, one.local_port) in self._to_ssh), None
+            ) or await tunnel.forward(port, local_port)
+            self._to_ssh.add((session_id, forwarded.local_port))
         alias = f"clearml-{session_id[:8]}"
         known_hosts = self._directory / alias
         lines = "".join(f"{alias} {key}\n" for key in target.host_keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,15 @@ async def test_what_a_task_says_adds_nothing_to_a_configuration(tmp_path: Path) 
         sessions.target = replace(good, username="DOMAIN\\ada.l-1@example", host_keys=(f"{key} a comment",))
         answer = await manager.open(SESSION, "ssh")
         assert "    User DOMAIN\\ada.l-1@example\n" in answer["ssh_config"]
+        await manager.forget(SESSION)
+
+
+async def test_two_windows_that_ask_for_ssh_at_once_get_one_port(tmp_path: Path) -> None:
+    async with ssh_server() as server, Watched(server.target()) as watched:
+        manager = ForwardManager(cast(SessionManager, OneSession(watched, server)), tmp_path / "known_hosts")
+        first, second = await asyncio.gather(*(manager.open(SESSION, "ssh") for _ in range(2)))
+        assert first == second
+        assert len(watched.tunnel.forwards) == 1
         await manager.forget(SESSION)
 
 
