@@ -200,6 +200,16 @@ def test_folders_that_are_no_repository(tmp_path: Path) -> None:
         assert caught.value.detail["field"] == "folder"
 
 
+def test_a_repository_that_is_broken(repo: Path) -> None:
+    (repo / "new.txt").write_text("new\n")
+    (repo / ".git" / "index").write_bytes(b"nonsense")
+    with pytest.raises(GitFailed, match="git failed on this repository"):
+        collect_repo(repo)
+    (repo / ".git" / "index").unlink()  # as `git clone --no-checkout` leaves it
+    with pytest.raises(GitFailed, match="No such file"):
+        collect_repo(repo)
+
+
 def test_git_that_takes_too_long(repo: Path) -> None:
     with pytest.raises(GitFailed):
         collect_repo(repo, timeout=-60)

@@ -26,6 +26,7 @@ from ..launch_spec import CloneRepo
 
 MAX_FILE = 1024 * 1024
 MAX_FILES = 2000
+_LONGEST_REASON = 300
 
 _SECRET_NAMES = (
     *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "*.jks", "*.keystore"),
@@ -123,7 +124,16 @@ def collect_repo(folder: Path, *, allow_local: bool = False, timeout: float = 20
         others could clone.
     GitFailed
     """
-    git = _Git(folder, time.monotonic() + timeout)
+    try:
+        return _collect(_Git(folder, time.monotonic() + timeout), allow_local=allow_local)
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise GitFailed(f"git failed on this repository: {said[:_LONGEST_REASON]}") from None
+    except OSError as error:
+        raise GitFailed(f"This repository cannot be read: {error.strerror}: {error.filename}") from None
+
+
+def _collect(git: _Git, *, allow_local: bool) -> RepoSnapshot:
     found = git.tried("rev-parse", "--show-toplevel")
     if not found:
         raise NotARepository("This folder is not in a git repository.", field="folder")
