@@ -143,6 +143,7 @@ def test_a_launch_body_is_a_launch_spec(tmp_path: Path) -> None:
         ("launch --init-script .", "--init-script: '.' cannot be read: "),
         ("launch --env A", "--env needs NAME=VALUE, not 'A'."),
         ("launch --clone-branch b", "--clone-branch and --clone-commit need --clone-repo."),
+        ("launch --requirements ~nobody-of-this-name/r.txt", "cannot be read"),
     ],
 )
 def test_a_launch_body_that_cannot_be_made(line: str, message: str, tmp_path: Path) -> None:

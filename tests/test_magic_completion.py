@@ -79,6 +79,7 @@ def test_files(shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         "%clearml_session nonsense x",
         "%clearml_session launch --requirements nowhere/a",
+        "%clearml_session launch --requirements ~nobody-of-this-name/a",
         "%clearml_session list x",
     ],
 )

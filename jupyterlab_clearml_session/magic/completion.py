@@ -162,10 +162,10 @@ def _open_option(command: Command, before: Sequence[str]) -> Option | None:
 
 def _files(fragment: str) -> list[str]:
     folder, slash, begun = fragment.rpartition("/")
-    base = Path(folder + slash).expanduser() if folder + slash else Path()
     try:
+        base = Path(folder + slash).expanduser() if folder + slash else Path()
         names = sorted(each.name + ("/" if each.is_dir() else "") for each in base.iterdir())
-    except OSError:
+    except (OSError, RuntimeError, ValueError):  # not there, nobody's home, a NUL
         return []
     return [_quoted(folder + slash + name) for name in names if name.startswith(begun)]
 

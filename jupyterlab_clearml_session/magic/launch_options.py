@@ -163,9 +163,14 @@ def _option(field: dataclasses.Field[Any]) -> Option:
 
 
 def _there(here: Path, path: str, dest: str) -> Path:
-    found = here / Path(path).expanduser()
-    if not found.exists():
-        raise BadArguments(f"--{dest.replace('_', '-')}: there is no {path!r} in {here}.")
+    option = f"--{dest.replace('_', '-')}"
+    try:
+        found = here / Path(path).expanduser()
+        is_there = found.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # no right, nobody's home, a NUL
+        raise BadArguments(f"{option}: {path!r} cannot be read: {error}.") from None
+    if not is_there:
+        raise BadArguments(f"{option}: there is no {path!r} in {here}.")
     return found
 
 
