@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 from pathlib import Path
@@ -68,10 +69,24 @@ def test_a_missing_public_half_is_derived(keys: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense", ["", "  ", "{", "[]", "7", '{"ssh_host_rsa_key": "not a key"}', '{"a": 1}']
+    "nonsense", ["", "  ", "{", "[]", "7", '{"ssh_host_rsa_key": "not a key"}', '{"a": 1}', "[" * 100_000]
 )
 def test_nonsense_holds_no_keys(nonsense: str) -> None:
     assert host_keys.public_keys(nonsense) == ()
+
+
+def test_a_key_of_a_kind_that_nobody_here_knows_is_left_out(keys: dict[str, str]) -> None:
+    """What a Task or a vault holds, others have written."""
+
+    def packed(*parts: bytes) -> bytes:
+        return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+    public, private = packed(b"ssh-next-year", b"key"), packed(b"private")
+    key = b"openssh-key-v1\0" + packed(b"none", b"none", b"") + b"\0\0\0\1" + packed(public, private)
+    text = base64.encodebytes(key).decode()
+    unknown = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{text}-----END OPENSSH PRIVATE KEY-----\n"
+    found = host_keys.public_keys({**keys, "ssh_host_rsa_key": unknown, "ssh_host_rsa_key__pub": None})
+    assert [line.split()[0] for line in found] == ["ecdsa-sha2-nistp256", "ssh-ed25519"]
 
 
 def test_upstream_s_default_keys_are_known(keys: dict[str, str]) -> None:

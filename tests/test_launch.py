@@ -210,6 +210,13 @@ def test_what_was_put_together_comes_apart(text: str, env: dict[str, str], repos
     assert init_script.environment(script) == env
 
 
+def test_variables_that_were_changed_by_hand_until_no_shell_reads_them_are_none() -> None:
+    script = init_script.compose("echo hello\n", env={"A": "b c"}).replace("'b c'", "'b c")
+    assert "'b c\n" in script
+    assert init_script.environment(script) == {}
+    assert init_script.user_text(script) == "echo hello\n"
+
+
 def test_without_ours_the_script_is_the_user_s() -> None:
     assert init_script.compose("echo hi", env={}) == "echo hi"
     assert "interactive_init_script" not in _drafted({})["configuration"]

@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Mapping
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -58,7 +59,7 @@ def public_keys(configuration: str | Mapping[str, str | None]) -> tuple[str, ...
     if isinstance(configuration, str):
         try:
             configuration = json.loads(configuration) if configuration.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             return ()
     if not isinstance(configuration, Mapping):
         return ()
@@ -109,7 +110,7 @@ def _derive(private: str | None) -> str | None:
     try:
         load = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data else load_pem_private_key
         key = load(data, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         return None
     return _public(key) if isinstance(key, _PrivateKey) else None
 

@@ -65,7 +65,11 @@ def environment(script: str) -> dict[str, str]:
     for match in _BLOCK.finditer(script):
         if match["name"] != "env":
             continue
-        for word in shlex.split(match["body"]):
+        try:
+            words = shlex.split(match["body"])
+        except ValueError:  # changed by hand, and no shell would read it either
+            continue
+        for word in words:
             name, equals, value = word.partition("=")
             if equals:
                 found[name] = value
