@@ -587,6 +587,33 @@ async def test_other_answers_that_are_none(
             await client.queues()
 
 
+@pytest.mark.parametrize(
+    "login", [{}, {"token": "garbage"}, {"token": "a.b.c"}, {"token": 7}, {"token": None}]
+)
+async def test_a_login_that_brings_no_token(
+    clearml_server: ClearMLUnderTest, monkeypatch: pytest.MonkeyPatch, login: dict[str, Any]
+) -> None:
+    import requests
+
+    from jupyterlab_clearml_session.backend.sdk import BoundedSession
+
+    def answer(*_: Any, **__: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code = 200
+        response._content = json.dumps({"meta": {"result_code": 200}, "data": login}).encode()
+        return response
+
+    monkeypatch.setattr(BoundedSession, "_request_once", answer)
+    client = ClearMLClient()
+    client.use_local(clearml_server.credentials)
+    status = await client.status()
+    assert status.error is not None
+    assert status.error["code"] == "clearml_bad_answer"
+    for call in (client.user(), client.sessions()):
+        with pytest.raises(ClearMLBadAnswer):
+            await call
+
+
 async def test_wrong_credentials_then_right_ones(
     clearml_server: ClearMLUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import clearml.config
+import jwt
 import requests
 from clearml.backend_api import load_config
 from clearml.backend_api.session.defs import MissingConfigError
@@ -41,6 +42,9 @@ API_VERSION = "2.23"
 
 _CONNECT_TIMEOUT = 5.0
 _AWAY = frozenset({429, 502, 503, 504})
+_NOT_A_LOGIN = "The login was answered with something that is not ClearML's protocol."
+_NO_TOKEN = (ValueError, jwt.InvalidTokenError)
+"""What the SDK lets through where the answer to a login holds no token, or one that is none."""
 _log = logging.getLogger(__name__)
 
 
@@ -86,6 +90,8 @@ class BoundedSession(Session):
             ) from None
         except LoginError as error:
             raise _typed(error) from None
+        except _NO_TOKEN:
+            raise ClearMLBadAnswer(_NOT_A_LOGIN) from None
 
     def call(self, endpoint: str, body: Mapping[str, Any], deadline: float) -> dict[str, Any]:
         """Send one request and return its ``data``.
@@ -99,12 +105,17 @@ class BoundedSession(Session):
             response = self.send_request(service, action, version=API_VERSION, json=dict(body))
         except LoginError as error:
             raise _typed(error) from None
+        except _NO_TOKEN:
+            raise ClearMLBadAnswer(_NOT_A_LOGIN) from None
         return answers.data(response.status_code, response.text)
 
     def user_id(self) -> str:
         """Return the id of the user whose credentials these are, as the token says; empty where it does not."""
         # Not `token`: where that has run out it is asked for anew, and this is called on the event loop.
-        claims = self.get_decoded_token(self.raw_token)
+        try:
+            claims = self.get_decoded_token(self.raw_token)
+        except _NO_TOKEN:
+            return ""
         return str(claims.get("identity", {}).get("user") or "")
 
     def web_server(self, given: str | None = None) -> str:
@@ -224,7 +235,7 @@ def _typed(error: Exception) -> ClearMLSessionError:
     if "401" in str(error):
         return BadCredentials("The ClearML server does not accept the credentials.")
     if isinstance(cause, json_module.JSONDecodeError):
-        return ClearMLBadAnswer("The login was answered with something that is not ClearML's protocol.")
+        return ClearMLBadAnswer(_NOT_A_LOGIN)
     return ClearMLBadAnswer("The login at the ClearML server failed.")
 
 
