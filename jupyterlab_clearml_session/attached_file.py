@@ -39,9 +39,8 @@ class AttachedFile:
             try:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:
-                await asyncio.gather(
-                    writing, return_exceptions=True
-                )  # its thread goes on, and must not come after the next one's
+                # Its thread goes on, and must not come after the next one's.
+                await asyncio.gather(writing, return_exceptions=True)
                 raise
             except OSError as error:
                 self._log.warning("clearml-session: cannot note which sessions are attached: %s", error)

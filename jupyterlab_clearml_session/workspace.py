@@ -21,9 +21,8 @@ _CHUNK = 256 * 1024
 _NAME = "workspace_snapshot.tar.gz"  # the remote script's
 _LIST_DEADLINE = 60.0
 _LISTED = 200
-_STRICT = (
-    "set -u;"  # a variable that is not there must not become another folder: cd "" stays in the home folder
-)
+_STRICT = "set -u;"
+"""A variable that is not there must not become another folder: ``cd ""`` stays in the home folder."""
 _storing: set[str] = set()
 """The ids of the sessions whose workspace is being stored: both archives would go to the same place."""
 
