@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from jupyter_client.kernelspec import KernelSpec
@@ -20,6 +21,8 @@ from jupyterlab_clearml_session.errors import ClearMLSessionError, KernelFailed,
 from jupyterlab_clearml_session.kernels.channel import SessionChannel
 from jupyterlab_clearml_session.kernels.gate import Gate, dial
 from jupyterlab_clearml_session.kernels.provisioner import ClearMLSessionProvisioner
+from jupyterlab_clearml_session.remote.clients import CLIENT_KEPT, Client, Clients
+from jupyterlab_clearml_session.remote.loop import Loop
 
 from .counting import Count
 from .kernel_fixture import (
@@ -320,6 +323,30 @@ def test_an_interrupt_takes_effect_on_return_also_where_nobody_waits_for_it(
     lines.come_back(channel)
     assert client.reply(request)["ename"] == "KeyboardInterrupt"
     client.close()
+
+
+def test_a_client_that_was_away_for_long_keeps_its_kernels(tmp_path: Path) -> None:
+    """A laptop may sleep over night."""
+    loop = Loop()
+    clients = Clients(
+        loop, tmp_path, greeting=dict, about={}, on_message=lambda client, stream, kind, parts: None
+    )
+    for name in ("with a kernel", "without"):
+        clients._known[name] = Client(name, lambda client, stream, kind, parts: None)
+    clients._known["with a kernel"].kernels[1] = mock.Mock()
+    clients.check(time.monotonic() + 2 * CLIENT_KEPT)
+    assert [client.id for client in clients] == ["with a kernel"]
+    clients.close()
+    loop.close()
+
+
+def test_a_helper_that_has_forgotten_its_client_serves_it_anew(channel: SessionChannel, lines: Lines) -> None:
+    assert channel.request("kernels").result(30) == []
+    lines.break_off(channel)
+    waiting = channel.request("kernels")
+    channel.client_id = "one that the helper does not know"
+    lines.come_back(channel)
+    assert waiting.result(30) == []
 
 
 def test_an_unforeseen_failure_to_connect_is_logged_and_tried_again(

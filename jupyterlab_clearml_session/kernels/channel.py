@@ -340,6 +340,8 @@ class SessionChannel:
         instance = str(hello.get("instance"))
         if self._instance is not None and instance != self._instance:
             self._helper_lost()
+        elif not int(hello["received"].get("0", 0)) and self._talked:
+            self._begin_anew()  # it has forgotten us: we were away for long, without any kernel
         self._instance = instance
         known = {int(number) for number in hello["received"]}
         for number in self._established - known:
@@ -349,15 +351,22 @@ class SessionChannel:
         self.up.set()
         self._send_unsent()
 
-    def _helper_lost(self) -> None:
-        """The helper ended, with all kernels, and another one answers: begin anew.
+    @property
+    def _talked(self) -> bool:
+        """True where the helper is known to have received something of us."""
+        requests = self._link.streams[0]
+        return bool(requests.received or requests.log.start)
 
-        Requests that were not answered are sent again. What they had done died with the helper.
-        """
+    def _helper_lost(self) -> None:
+        """The helper ended, with all kernels, and another one answers: begin anew."""
         self._log.warning("the helper on the remote machine was restarted: its kernels are lost")
-        self._link.streams[0] = Stream()
+        self._begin_anew()
         for number in list(self._established):
             self._kernel_lost(number)
+
+    def _begin_anew(self) -> None:
+        """Nothing is left of what was said. Requests that were not answered are sent again."""
+        self._link.streams[0] = Stream()
         self._unsent = list(self._requests)
 
     def _kernel_lost(self, number: int) -> None:

@@ -22,7 +22,8 @@ from .loop import Loop
 from .wire import Wire, WireClosed
 
 CLIENT_KEPT = 3600.0
-"""Seconds for which a client that went away can come back and go on where it was."""
+"""Seconds for which a client without kernels that went away is remembered. One with kernels can always come back
+and go on where it was: a laptop may sleep for days."""
 LAZY = 0.005
 """Seconds for which "busy", the echo of the input, and a reply may wait for what follows them at once. Four
 packets for one short cell become one, each of which would cost more time than it takes to wait."""
@@ -104,7 +105,7 @@ class Clients:
         for client in self:
             if client.link.wire is not None:
                 client.last_seen, here = now, True
-            elif now - client.last_seen > CLIENT_KEPT:
+            elif not client.kernels and now - client.last_seen > CLIENT_KEPT:
                 del self._known[client.id]
         return here
 
