@@ -77,15 +77,15 @@ class RemoteMachine:
         """What the daemon says of itself; None where none runs."""
         return next(self._greetings(), None)
 
+    def connect(self) -> socket.socket:
+        """Return a connection to the daemon, which has not said anything yet."""
+        (path,) = self.helper_dir.glob("*/socket")
+        return _connect(path)
+
     def _greetings(self) -> Iterator[dict[str, Any]]:
         for path in self.helper_dir.glob("*/socket"):
-            directory = os.open(path.parent, os.O_RDONLY)  # the path itself may be too long for a socket
-            try:
-                with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
-                    connection.connect(f"/proc/self/fd/{directory}/socket")
-                    yield json.loads(connection.recv(65536))
-            finally:
-                os.close(directory)
+            with contextlib.suppress(OSError), _connect(path) as connection:
+                yield json.loads(connection.recv(65536))
 
     def stop(self) -> None:
         """End the daemons of all sessions and wait until they and their kernels are gone."""
@@ -100,6 +100,19 @@ class RemoteMachine:
         for process in self._attaches:
             process.wait(timeout=10)
         self._attaches.clear()
+
+
+def _connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    directory = os.open(path.parent, os.O_RDONLY)  # the path itself may be too long for a socket
+    try:
+        connection.connect(f"/proc/self/fd/{directory}/socket")
+    except OSError:
+        connection.close()
+        raise
+    finally:
+        os.close(directory)
+    return connection
 
 
 def gone(pid: int, timeout: float = 15.0) -> bool:

@@ -293,6 +293,17 @@ def test_a_killed_helper_is_a_dead_kernel_with_a_reason(machine: RemoteMachine, 
         assert "helper" in port.exit_tail[0]
 
 
+def test_an_attach_that_ends_before_it_is_greeted_ends_nothing_else(machine: RemoteMachine) -> None:
+    with channel_to(machine) as channel:
+        assert channel.request("kernels").result(30) == []
+        before = machine.greeting()
+        assert before is not None
+        os.kill(before["pid"], signal.SIGSTOP)  # it is busy
+        machine.connect().close()
+        os.kill(before["pid"], signal.SIGCONT)
+        assert machine.greeting() == before
+
+
 def test_it_ends_with_the_session(machine: RemoteMachine, tmp_path: Path) -> None:
     """The session's Task is the oldest process whose environment names it."""
     task = subprocess.Popen(

@@ -161,9 +161,13 @@ class Clients:
     def _on_accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except BlockingIOError:
+        except OSError:
+            return  # there is none, or no room for one now
+        try:
+            connection.sendall(json.dumps(self._greeting()).encode() + b"\n")
+        except OSError:
+            connection.close()  # it went away meanwhile: we were busy for long
             return
-        connection.sendall(json.dumps(self._greeting()).encode() + b"\n")
         connection.setblocking(False)
         self._loop.watch(connection.fileno(), lambda: self._on_hand_over(connection))
 
