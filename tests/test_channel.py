@@ -191,6 +191,39 @@ def test_cells_sent_during_an_outage_run_in_order(
     client.close()
 
 
+def test_a_restart_during_an_outage_is_not_taken_for_a_death_on_return(
+    channel: SessionChannel, lines: Lines, tmp_path: Path
+) -> None:
+    stream = start_kernel(channel, tmp_path)
+    client = talk(channel, stream)
+    client.run("x = 1")
+    lines.break_off(channel)
+    # As KernelManager does, which waits only for 5 s for the old process to end.
+    channel.signal("k-1", signal.SIGKILL)
+    restart = channel.start_kernel(
+        stream,
+        1,
+        kernel_id="k-1",
+        name="python3",
+        key="secret",
+        signature_scheme="hmac-sha256",
+        env={},
+        folders=[],
+        meta={},
+        adopt=False,
+    )
+    lines.come_back(channel)
+    restart.result(30)
+    assert client.run("print('x' in globals())") == "False\n"
+    port = channel.port(stream)
+    assert port is not None
+    assert port.exit_status is None
+    # A death of the new one is told.
+    channel.signal("k-1", signal.SIGKILL)
+    wait_until(lambda: port.exit_status == -signal.SIGKILL)
+    client.close()
+
+
 def test_heartbeats_are_answered_while_the_link_is_down(
     channel: SessionChannel, lines: Lines, tmp_path: Path
 ) -> None:

@@ -138,7 +138,7 @@ class Adopted:
         self.context: zmq.Context[Any] = zmq.Context()
         self.port = KernelPort(self.context, folder / "k", b"key", "hmac-sha256")
         self.port.hold_for = hold_for
-        self.port.started({"key": "key", "signature_scheme": "hmac-sha256"})
+        self.port.started(1, {"key": "key", "signature_scheme": "hmac-sha256"})
 
     def subscribe(self) -> zmq.Socket[Any]:
         sock: zmq.Socket[Any] = self.context.socket(zmq.SUB)

@@ -423,7 +423,8 @@ class SessionChannel:
             port.deliver(channel, parts)
             return
         event = json.loads(bytes(parts[0]))
-        if event["event"] == "exit":
+        # That the former process has ended, of which a restart did not wait to hear, is no news.
+        if event["event"] == "exit" and event.get("pid", port.pid) == port.pid:
             port.exit_tail = event["tail"]
             port.exit_status = event["status"]
 
@@ -464,7 +465,7 @@ class SessionChannel:
                 self._end_unwanted(body["params"]["kernel_id"])
         elif port is not None:
             self._established.add(stream)
-            port.started(answer["result"].get("adopted"))
+            port.started(answer["result"]["pid"], answer["result"].get("adopted"))
         _settle(future, answer["result"])
 
     def _end_unwanted(self, kernel_id: str) -> None:

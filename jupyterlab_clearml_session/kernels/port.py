@@ -55,6 +55,8 @@ class KernelPort:
             "signature_scheme": signature_scheme,
             **{f"{name}_port": number for number, name in enumerate([*NAMES.values(), "hb"], start=1)},
         }
+        self.pid: int | None = None
+        """The kernel's process over there."""
         self.exit_status: int | None = None
         self.exit_tail: list[str] = []
         self.on_pause: Callable[[bool], None] = lambda paused: None
@@ -103,8 +105,9 @@ class KernelPort:
             sock.close(linger=1000)
             Path(f"{self._base}-{number}").unlink(missing_ok=True)
 
-    def started(self, adopted: dict[str, Any] | None) -> None:
+    def started(self, pid: int, adopted: dict[str, Any] | None) -> None:
         """The kernel is there; an adopted one signs with the key that it got at its birth."""
+        self.pid, self.exit_status = pid, None
         if adopted is None:
             return
         key, scheme = adopted["key"].encode(), adopted["signature_scheme"]

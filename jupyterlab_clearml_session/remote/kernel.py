@@ -208,9 +208,9 @@ class KernelProcess:
         tail = b"".join(self._tail).decode(errors="replace").splitlines()[-20:]
         if self.process.stdout is not None:
             self.process.stdout.close()
-        self.process = None
+        pid, self.process = self.process.pid, None
         self.close_sockets()
-        self.output.end(self.exit_status, tail)
+        self.output.end(pid, self.exit_status, tail)
 
     def close_sockets(self) -> None:
         for sock in self.sockets.values():

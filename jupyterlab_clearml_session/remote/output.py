@@ -89,7 +89,7 @@ class KernelOutput:
         # A kernel that is not idle has one more thing to say after a reply.
         self._keep(pack_message(channel, parts), urgent=self.state == "idle")
 
-    def end(self, status: int, tail: list[str]) -> None:
+    def end(self, pid: int, status: int, tail: list[str]) -> None:
         """The process has ended: say so in the cell it worked on, and to its client. ``tail``: its last lines."""
         if self.state != "busy" and self._unanswered:
             # It died so fast that its "busy" never left it.
@@ -98,7 +98,7 @@ class KernelOutput:
             lines = "\n".join(tail)
             self._keep(self._notice(f"The remote kernel died ({_exit_text(status)}).\n{lines}\n"))
         self.state = "dead"
-        event = {"event": "exit", "status": status, "tail": tail}
+        event = {"event": "exit", "pid": pid, "status": status, "tail": tail}
         self._keep(pack_message(EVENT, [json.dumps(event).encode()]))
 
     def replay_after(self, seen: Collection[bytes]) -> dict[int, list[str]]:
