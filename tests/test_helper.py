@@ -304,6 +304,23 @@ def test_an_attach_that_ends_before_it_is_greeted_ends_nothing_else(machine: Rem
         assert machine.greeting() == before
 
 
+def test_of_two_daemons_of_a_session_the_first_one_stays(machine: RemoteMachine) -> None:
+    """An attach that waited for a slow one in vain is followed by another, which starts the second."""
+    machine.dial("a").close()
+    before = machine.greeting()
+    (bundle_file,) = machine.helper_dir.glob("*.pyz")
+    (directory,) = (path.parent for path in machine.helper_dir.glob("*/socket"))
+    command = ["daemon", "--session", SESSION_ID, "--directory", str(directory)]
+    second = subprocess.run(
+        [sys.executable, str(bundle_file), *command],
+        env={**os.environ, **machine.env, "CLEARML_SESSION_HELPER": SESSION_ID},
+        timeout=30,
+        check=False,
+    )
+    assert second.returncode == 0
+    assert machine.greeting() == before
+
+
 def test_it_ends_with_the_session(machine: RemoteMachine, tmp_path: Path) -> None:
     """The session's Task is the oldest process whose environment names it."""
     task = subprocess.Popen(

@@ -6,6 +6,7 @@ Python from 3.8 on with the standard library and pyzmq.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -33,12 +34,16 @@ IDLE_EXIT = 600.0
 LIFETIME = 14 * 24 * 3600.0
 """Seconds without any client after which it ends, kernels or not."""
 CHECK_INTERVAL = 2.0
+REPLACE_WAIT = 3.0
+"""Seconds in which a daemon that was told to end makes room for the next one."""
 SHORT = 48
 """Longest name of the folder below which the kernels' folder is made."""
 
 
 def run(session_id: str, directory: Path, own_hash: str) -> None:
     """Serve until the session has ended. The working directory is the one kernels start in."""
+    if not _alone(directory):
+        return  # an attach gave a slow one up and started another; it would hide the first one's kernels
     note = directory / "kernels"
     if note.exists():
         shutil.rmtree(note.read_text(), ignore_errors=True)  # of a daemon that was killed
@@ -51,6 +56,22 @@ def run(session_id: str, directory: Path, own_hash: str) -> None:
             daemon.serve()
         finally:
             daemon.close()
+
+
+def _alone(directory: Path) -> bool:
+    """Return whether this is the session's only daemon, from now on until the process ends."""
+    fd = os.open(directory / "daemon", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + REPLACE_WAIT
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def _short_place() -> str:
