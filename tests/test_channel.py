@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import random
 import signal
 import socket
@@ -310,6 +311,21 @@ def test_a_frozen_link_is_given_up_and_made_anew(
 def test_an_unknown_kernelspec_is_a_typed_error(channel: SessionChannel, tmp_path: Path) -> None:
     with pytest.raises(KernelFailed, match="no kernel 'cobol'"):
         start_kernel(channel, tmp_path, name="cobol")
+
+
+@pytest.mark.parametrize(
+    "spec", [{"argv": []}, {"argv": ["true"], "env": {"THREADS": 4}}], ids=["argv", "env"]
+)
+def test_a_kernel_that_cannot_be_started_is_not_kept(
+    channel: SessionChannel, shared: RemoteMachine, tmp_path: Path, spec: dict[str, Any]
+) -> None:
+    folder = shared.home / ".local" / "share" / "jupyter" / "kernels" / "broken"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kernel.json").write_text(json.dumps({"display_name": "Broken", "language": "", **spec}))
+    assert "broken" in channel.request("kernelspecs").result(30)
+    with pytest.raises(KernelFailed):
+        start_kernel(channel, tmp_path, name="broken")
+    assert channel.request("kernels").result(30) == []
 
 
 def test_what_the_helper_cannot_do_is_a_typed_error(channel: SessionChannel) -> None:

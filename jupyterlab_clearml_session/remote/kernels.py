@@ -130,7 +130,7 @@ class Kernels:
         kernel.name, kernel.meta = name, meta
         try:
             kernel.start(self.specs[name], _environment(env), self._cwd(folders), key, signature_scheme)
-        except OSError:
+        except Exception:  # a kernelspec can be wrong in many ways, and descriptors can run out
             if fresh:
                 self.forget(kernel_id)
             raise
