@@ -197,3 +197,29 @@ def test_output_does_not_wait_for_ever_for_the_second_page(
     adopted.port.retry()
     adopted.say(b"2")
     assert heard(server) == heard(page) == [b"1", b"2"]
+
+
+def test_replies_wait_in_order_for_a_page_that_comes_back(adopted: Adopted) -> None:
+    """All cells were run at once, the server was killed, and the kernel is done before the page is back."""
+    replies = [str(number).encode() for number in range(500)]
+    for reply in replies:
+        adopted.port.deliver(SHELL, [b"nobody", DELIMITER, reply])
+        adopted.port.deliver(SHELL, [memoryview(bytearray(b"page")), DELIMITER, reply])
+    page: zmq.Socket[Any] = adopted.context.socket(zmq.DEALER)
+    page.setsockopt(zmq.ROUTING_ID, b"page")
+    page.connect(f"ipc://{adopted.port.info['ip']}-{adopted.port.info['shell_port']}")
+    page.send(b"hello")
+    assert adopted.port.sockets[SHELL].poll(10_000)
+    adopted.port.receive(SHELL)
+    got = []
+    while page.poll(300):
+        got.append(page.recv_multipart()[-1])
+    assert got == replies
+
+
+def test_replies_that_wait_are_bounded(adopted: Adopted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port_module, "UNCLAIMED_LIMIT", 10_000)
+    for _ in range(50):
+        adopted.port.deliver(SHELL, [b"nobody", DELIMITER, b"x" * 1000])
+    (waiting,) = adopted.port._unclaimed.values()
+    assert len(waiting) == 9

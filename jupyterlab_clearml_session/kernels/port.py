@@ -28,7 +28,8 @@ SEND_BUFFER = 1024 * 1024
 STALL_LIMIT = 10.0
 """Seconds after which a subscriber that takes nothing no longer holds up the others: it loses output."""
 RETRY_INTERVAL = 0.005
-UNCLAIMED_LIMIT = 64
+UNCLAIMED_LIMIT = 16 * 1024 * 1024
+"""Bytes of replies that wait for clients which are not connected; the first ones go for what comes beyond it."""
 BATCH = 256
 HOLD_LIMIT = 10.0
 """Seconds for which the second and later subscribers of an adopted kernel are waited for."""
@@ -69,8 +70,10 @@ class KernelPort:
         self._subscribers = 0
         self._backlog: deque[list[Any]] = deque()
         self._stalled_since: float | None = None
-        # Replies whose client is not connected: it went away, or comes back after a restart of the server.
-        self._unclaimed: deque[tuple[int, list[Any]]] = deque(maxlen=UNCLAIMED_LIMIT)
+        # Replies by channel and client that is not connected: it went away, or comes back after a restart of the
+        # server, perhaps to all cells of a notebook.
+        self._unclaimed: dict[tuple[int, bytes], deque[list[Any]]] = {}
+        self._unclaimed_bytes = 0
         self.sockets: dict[int, zmq.Socket[Any]] = {}
         for channel in NAMES:
             sock = self.sockets[channel] = context.socket(zmq.XPUB if channel == IOPUB else zmq.ROUTER)
@@ -120,8 +123,11 @@ class KernelPort:
     def deliver(self, channel: int, parts: list[Any]) -> None:
         """Give a message of the kernel to the clients."""
         if channel != IOPUB:
-            if not self._reply(channel, parts):
-                self._unclaimed.append((channel, parts))
+            if self._unclaimed:
+                self._retry_replies()
+            waits = bool(self._unclaimed) and (channel, bytes(parts[0])) in self._unclaimed
+            if waits or not self._reply(channel, parts):
+                self._leave(channel, parts)
             return
         if self._holding or self._backlog or not self._publish(parts):
             self._backlog.append(parts)
@@ -152,10 +158,21 @@ class KernelPort:
 
     def _retry_replies(self) -> None:
         """A reply to a client that was not there: it may have come back under its old name by now."""
-        for _ in range(len(self._unclaimed)):
-            channel, parts = self._unclaimed.popleft()
-            if not self._reply(channel, parts):
-                self._unclaimed.append((channel, parts))
+        for (channel, client), waiting in list(self._unclaimed.items()):
+            while waiting and self._reply(channel, waiting[0]):
+                self._drop_reply((channel, client))
+
+    def _leave(self, channel: int, parts: list[Any]) -> None:
+        self._unclaimed.setdefault((channel, bytes(parts[0])), deque()).append(parts)
+        self._unclaimed_bytes += sum(map(len, parts))
+        while self._unclaimed_bytes > UNCLAIMED_LIMIT:
+            self._drop_reply(next(iter(self._unclaimed)))
+
+    def _drop_reply(self, client: tuple[int, bytes]) -> None:
+        waiting = self._unclaimed[client]
+        self._unclaimed_bytes -= sum(map(len, waiting.popleft()))
+        if not waiting:
+            del self._unclaimed[client]
 
     def _publish(self, parts: list[Any]) -> bool:
         sock = self.sockets[IOPUB]
