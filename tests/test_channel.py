@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import random
+import shutil
 import signal
 import socket
 import threading
@@ -325,6 +326,17 @@ def test_a_kernel_that_cannot_be_started_is_not_kept(
     assert "broken" in channel.request("kernelspecs").result(30)
     with pytest.raises(KernelFailed):
         start_kernel(channel, tmp_path, name="broken")
+    assert channel.request("kernels").result(30) == []
+
+
+def test_sockets_that_cannot_be_made_again_are_that_kernel_s_trouble_only(
+    channel: SessionChannel, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    stream = channel.open_port(tmp_path / "gone" / "k", b"secret", "hmac-sha256").result(30)
+    shutil.rmtree(tmp_path / "gone")
+    with pytest.raises(KernelFailed, match="sockets"):
+        channel.start_kernel(stream, 1, kernel_id="k-1").result(30)
     assert channel.request("kernels").result(30) == []
 
 

@@ -157,7 +157,7 @@ class SessionChannel:
             try:
                 port = KernelPort(self._context, base, key, signature_scheme)
             except zmq.ZMQError as error:
-                _settle(future, error=KernelFailed(f"The kernel's local sockets cannot be made: {error}"))
+                _settle(future, error=_no_sockets(error))
                 return
             number = self._next_stream
             self._next_stream += 1
@@ -189,7 +189,11 @@ class SessionChannel:
                 return
             port.exit_status = None
             port.hold_for = hold_for
-            port.bind()
+            try:
+                port.bind()
+            except zmq.ZMQError as error:
+                _settle(future, error=_no_sockets(error))
+                return
             self._send_request(future, stream, "start", {**params, "stream": stream})
 
         self._loop.call(send)
@@ -477,6 +481,10 @@ class SessionChannel:
             if stream and body["params"]["kernel_id"] == kernel_id and not future.cancelled():
                 return
         self._send_request(Future(), 0, "forget", {"kernel_id": kernel_id})
+
+
+def _no_sockets(error: zmq.ZMQError) -> KernelFailed:
+    return KernelFailed(f"The kernel's local sockets cannot be made: {error}")
 
 
 def _settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> bool:
