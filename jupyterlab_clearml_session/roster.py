@@ -20,6 +20,7 @@ _LONGEST_HOOK_WAIT = 300.0
 
 OnReady = Callable[[Session, Tunnel], Awaitable[None]]
 OnGone = Callable[[str], Awaitable[None]]
+OnReconnect = Callable[[str], None]
 
 
 class Roster:
@@ -56,6 +57,7 @@ class Roster:
         self._subscribers: list[Callable[[SessionEvent], None]] = []
         self._on_ready: list[OnReady] = []
         self._on_gone: list[OnGone] = []
+        self._on_reconnect: list[OnReconnect] = []
         self._background: set[asyncio.Task[None]] = set()
         self.backend_error: Mapping[str, Any] | None = None
         """Why ClearML could not be asked at the last tick, as JSON; None where it could."""
@@ -159,12 +161,27 @@ class Roster:
         self._subscribers.append(callback)
         return lambda: self._subscribers.remove(callback)
 
-    def add_hook(self, on_ready: OnReady | None = None, on_gone: OnGone | None = None) -> None:
-        """Run ``on_ready`` when a session has become ready, ``on_gone`` when its tunnel was given up."""
+    def add_hook(
+        self,
+        on_ready: OnReady | None = None,
+        on_gone: OnGone | None = None,
+        on_reconnect: OnReconnect | None = None,
+    ) -> None:
+        """Run ``on_ready`` when a session has become ready, ``on_gone`` when its tunnel was given up.
+
+        ``on_reconnect`` is called when the user asks for a new connection, with the session's id.
+        """
         if on_ready is not None:
             self._on_ready.append(on_ready)
         if on_gone is not None:
             self._on_gone.append(on_gone)
+        if on_reconnect is not None:
+            self._on_reconnect.append(on_reconnect)
+
+    def tell_reconnect(self, session_id: str) -> None:
+        """Have everything that waits for the session try again now."""
+        for on_reconnect in self._on_reconnect:
+            on_reconnect(session_id)
 
     def tell_backend(self, error: ClearMLSessionError | None) -> None:
         """Tell how ClearML answers, where that is news; None is well."""

@@ -45,7 +45,7 @@ from .models import (
 from .poller import Poller
 from .reader import Reader
 from .record import Record, ssh_target
-from .roster import OnGone, OnReady, Roster
+from .roster import OnGone, OnReady, OnReconnect, Roster
 from .ssh.tunnel import Tunnel
 
 StartLocal = Callable[[], Awaitable[Mapping[str, str]]]
@@ -307,6 +307,7 @@ class SessionManager(Configurable):
         """Connect the tunnel anew, now. Raises NotAttached."""
         record, attachment = await self._attached(session_id)
         attachment.reconnect()
+        self._roster.tell_reconnect(session_id)
         self._poller.wake()
         return self._roster.update(record)
 
@@ -361,9 +362,17 @@ class SessionManager(Configurable):
         """Call ``callback`` on every change; returns what ends that."""
         return self._roster.subscribe(callback)
 
-    def add_hook(self, on_ready: OnReady | None = None, on_gone: OnGone | None = None) -> None:
-        """Run ``on_ready`` when a session has become ready, ``on_gone`` when its tunnel was given up."""
-        self._roster.add_hook(on_ready, on_gone)
+    def add_hook(
+        self,
+        on_ready: OnReady | None = None,
+        on_gone: OnGone | None = None,
+        on_reconnect: OnReconnect | None = None,
+    ) -> None:
+        """Run ``on_ready`` when a session has become ready, ``on_gone`` when its tunnel was given up.
+
+        ``on_reconnect`` is called when the user asks for a new connection, with the session's id.
+        """
+        self._roster.add_hook(on_ready, on_gone, on_reconnect)
 
     # -- life ------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ class OneSession:
         self.kernels_error: ClearMLSessionError | None = None
         self.on_ready: Callable[[Session, Any], Awaitable[None]] | None = None
         self.on_gone: Callable[[str], Awaitable[None]] | None = None
+        self.on_reconnect: Callable[[str], None] | None = None
 
     async def get(self, session_id: str) -> Session:
         return session(session_id=session_id)
@@ -43,8 +44,8 @@ class OneSession:
     def set_kernels_error(self, session_id: str, error: ClearMLSessionError | None) -> None:
         self.kernels_error = error
 
-    def add_hook(self, on_ready: Any = None, on_gone: Any = None) -> None:
-        self.on_ready, self.on_gone = on_ready, on_gone
+    def add_hook(self, on_ready: Any = None, on_gone: Any = None, on_reconnect: Any = None) -> None:
+        self.on_ready, self.on_gone, self.on_reconnect = on_ready, on_gone, on_reconnect
 
 
 class Setup:

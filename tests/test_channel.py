@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import random
 import shutil
 import signal
@@ -22,6 +23,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyterlab_clearml_session.errors import ClearMLSessionError, KernelFailed, TunnelDown
 from jupyterlab_clearml_session.kernels.channel import SessionChannel
 from jupyterlab_clearml_session.kernels.gate import Gate, dial
+from jupyterlab_clearml_session.kernels.manager import SessionKernelManager
 from jupyterlab_clearml_session.kernels.provisioner import ClearMLSessionProvisioner
 from jupyterlab_clearml_session.remote.clients import CLIENT_KEPT, Client, Clients
 from jupyterlab_clearml_session.remote.loop import Loop
@@ -37,6 +39,7 @@ from .kernel_fixture import (
     start_kernel,
     talk,
 )
+from .kernel_server_fixture import OneSession
 
 __all__ = ["machine"]
 
@@ -449,6 +452,29 @@ def test_a_helper_that_cannot_run_is_tried_ever_more_rarely(
     assert channel.cause == "there is no pyzmq"
     failing = False
     channel.redial()
+    assert channel.request("kernels").result(30) == []
+    channel.close()
+
+
+def test_a_reconnect_of_the_session_does_not_wait_for_the_next_try(lines: Lines, tmp_path: Path) -> None:
+    sessions = OneSession(mock.Mock())
+    kernels = SessionKernelManager(
+        sessions, mock.Mock(), log=logging.getLogger(__name__), runtime_dir=tmp_path
+    )
+    mended = threading.Event()
+
+    def dial_badly(client_id: str) -> socket.socket:
+        if not mended.is_set():
+            raise KernelFailed("there is no pyzmq")
+        return lines.dial(client_id)
+
+    channel = kernels._channels[SESSION_ID] = SessionChannel(dial_badly)
+    channel._retry_wait = 200.0
+    channel.start()
+    wait_until(lambda: channel.cause == "there is no pyzmq")
+    mended.set()
+    assert sessions.on_reconnect is not None
+    sessions.on_reconnect(SESSION_ID)
     assert channel.request("kernels").result(30) == []
     channel.close()
 

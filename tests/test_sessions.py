@@ -236,7 +236,10 @@ async def test_a_clone_that_the_command_line_made_is_reached_with_the_keys_of_it
             await manager.tunnel(clone, DEADLINE)
             looked = asyncio.Event()
             manager.subscribe(lambda event: looked.set())
+            told: list[str] = []
+            manager.add_hook(on_reconnect=told.append)
             await manager.reconnect(clone)
+            assert told == [clone]
             await asyncio.wait_for(looked.wait(), DEADLINE)
             assert (await manager.get(clone)).tunnel.host_key is HostKeyTrust.PINNED
         finally:

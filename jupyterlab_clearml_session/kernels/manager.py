@@ -55,6 +55,7 @@ class Sessions(Protocol):
         self,
         on_ready: Callable[[Session, Any], Awaitable[None]] | None = None,
         on_gone: Callable[[str], Awaitable[None]] | None = None,
+        on_reconnect: Callable[[str], None] | None = None,
     ) -> None: ...
 
 
@@ -96,7 +97,7 @@ class SessionKernelManager:
         self._specs: dict[str, dict[str, dict[str, Any]]] = {}
         self._names: dict[str, Session] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        sessions.add_hook(self._on_ready, self._on_gone)
+        sessions.add_hook(self._on_ready, self._on_gone, self._on_reconnect)
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -242,6 +243,12 @@ class SessionKernelManager:
             self._drop(kernel_id, "The session was detached or has ended.")
         await asyncio.to_thread(self._directory.remove, session_id)
         await asyncio.to_thread(channel.close)
+
+    def _on_reconnect(self, session_id: str) -> None:
+        """What kept the helper from running may be mended now: it is not waited for any longer."""
+        channel = self._channels.get(session_id)
+        if channel is not None:
+            channel.redial()
 
     async def _adopt_own(self, session_id: str) -> None:
         """Take over again what this server had before it was restarted, unless somebody else uses it now."""
