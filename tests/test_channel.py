@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import random
 import shutil
 import signal
@@ -25,7 +26,7 @@ from jupyterlab_clearml_session.kernels.channel import SessionChannel
 from jupyterlab_clearml_session.kernels.gate import Gate, dial
 from jupyterlab_clearml_session.kernels.manager import SessionKernelManager
 from jupyterlab_clearml_session.kernels.provisioner import ClearMLSessionProvisioner
-from jupyterlab_clearml_session.remote.clients import CLIENT_KEPT, Client, Clients
+from jupyterlab_clearml_session.remote.clients import CLIENT_KEPT, SILENCE_LIMIT, Client, Clients
 from jupyterlab_clearml_session.remote.loop import Loop
 
 from .counting import Count
@@ -400,6 +401,30 @@ def test_a_client_that_was_away_for_long_keeps_its_kernels(tmp_path: Path) -> No
     clients._known["with a kernel"].kernels[1] = mock.Mock()
     clients.check(time.monotonic() + 2 * CLIENT_KEPT)
     assert [client.id for client in clients] == ["with a kernel"]
+    clients.close()
+    loop.close()
+
+
+def test_a_client_whose_machine_is_gone_does_not_count_as_connected(tmp_path: Path) -> None:
+    """Nothing tells the helper of a laptop without power; the kernels are for the next server to adopt."""
+    loop = Loop()
+    clients = Clients(
+        loop, tmp_path, greeting=dict, about={}, on_message=lambda client, stream, kind, parts: None
+    )
+    ours, theirs = socket.socketpair()
+    connection, attach = socket.socketpair()
+    clients._open_wire("laptop", connection, os.dup(theirs.fileno()), os.dup(theirs.fileno()))
+    theirs.close()
+    (client,) = clients
+    now = time.monotonic()
+    clients.write(now)
+    assert clients.check(now + SILENCE_LIMIT / 2)
+    assert not clients.check(now + SILENCE_LIMIT + 1)
+    assert client.link.wire is None
+    assert ours.recv(65536)
+    assert ours.recv(1) == attach.recv(1) == b""
+    for sock in (ours, attach):
+        sock.close()
     clients.close()
     loop.close()
 

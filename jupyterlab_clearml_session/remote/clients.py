@@ -24,6 +24,9 @@ from .wire import Wire, WireClosed
 CLIENT_KEPT = 3600.0
 """Seconds for which a client without kernels that went away is remembered. One with kernels can always come back
 and go on where it was: a laptop may sleep for days."""
+SILENCE_LIMIT = 60.0
+"""Seconds without a byte after which a client counts as away. One that lives asks for a sign of life every few
+seconds, and comes back if its wire is closed. Of one whose machine lost its power nothing else tells for hours."""
 LAZY = 0.005
 """Seconds for which "busy", the echo of the input, and a reply may wait for what follows them at once. Four
 packets for one short cell become one, each of which would cost more time than it takes to wait."""
@@ -103,6 +106,8 @@ class Clients:
         """Forget those who went away long ago; True while one is here."""
         here = False
         for client in self:
+            if client.link.wire is not None and now - client.link.last_received > SILENCE_LIMIT:
+                self._close_wire(client)
             if client.link.wire is not None:
                 client.last_seen, here = now, True
             elif not client.kernels and now - client.last_seen > CLIENT_KEPT:
