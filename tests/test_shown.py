@@ -120,11 +120,14 @@ def test_only_a_kernels_id_becomes_a_folder(tmp_path: Path) -> None:
 
 def test_old_notes_are_removed(tmp_path: Path) -> None:
     folder = ShownFolder(tmp_path)
-    for name in ("old", "young"):
+    for name in ("old", "young", "used"):
         folder.kernel(name).browser("page").close()
-    os.utime(tmp_path / "old", (0, 0))
+    for note in (tmp_path / "old").iterdir():
+        os.utime(note, (0, 0))
+    for name in ("old", "used"):
+        os.utime(tmp_path / name, (0, 0))
     folder.tidy()
-    assert [path.name for path in tmp_path.iterdir()] == ["young"]
+    assert {path.name for path in tmp_path.iterdir()} == {"young", "used"}
     ShownFolder(tmp_path / "nothing").tidy()
 
 

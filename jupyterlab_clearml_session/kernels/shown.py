@@ -54,7 +54,11 @@ class ShownFolder:
         """Remove notes that are of no use any more."""
         with contextlib.suppress(FileNotFoundError):
             for folder in self._root.iterdir():
-                if folder.stat().st_mtime < time.time() - FORGET_AFTER:
+                # A page that stays open for weeks changes its note only, not the folder.
+                if (
+                    max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+                    < time.time() - FORGET_AFTER
+                ):
                     shutil.rmtree(folder, ignore_errors=True)
 
 
