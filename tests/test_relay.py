@@ -137,6 +137,21 @@ def test_a_full_disk_is_a_limit_like_any_other(tmp_path: Path, monkeypatch: pyte
     assert b"".join(taken) == b"m" * 1000 + b"a" * 500 + b"c" * 500
 
 
+def test_an_overflow_that_found_no_room_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pwrite(fd: int, data: Any, position: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    log = SendLog(1000, 1 << 30, tmp_path)
+    assert log.offer([b"m" * 1000])
+    assert not log.offer([b"a" * 500])
+    log.clear()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_message_of_its_own_may_be_larger_than_the_limit(tmp_path: Path) -> None:
     log = SendLog(10, 0, tmp_path)
     assert log.offer([b"x" * 100])

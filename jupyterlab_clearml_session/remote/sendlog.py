@@ -211,6 +211,8 @@ class SendLog:
         for segments in (self._behind, self._transmitted, self._waiting):
             while segments:
                 _drop(segments.popleft())
+        if self._file is not None:
+            self._file.discard()
         self.start = self.received = self.sent = self.end
         self._deliveries = deque([(self.end, 0.0)])
 
@@ -294,6 +296,12 @@ class _SpillFile:
         """One fewer refers to it."""
         self._users -= 1
         if self._users == 0:
+            self.closed = True
+            os.close(self._fd)
+
+    def discard(self) -> None:
+        """Close it where nothing was ever kept in it."""
+        if not self.closed and self._users == 0:
             self.closed = True
             os.close(self._fd)
 
