@@ -344,11 +344,12 @@ def test_the_environment_and_folder_are_those_of_the_remote_jupyter(
 ) -> None:
     folder = tmp_path / "user folder"
     (folder / "deep").mkdir(parents=True)
+    own = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=3"}  # which the helper has others of
     jupyter = subprocess.Popen(
         [sys.executable, "-c", "input()", "jupyter-lab"],
         stdin=subprocess.PIPE,
         cwd=folder,
-        env={**os.environ, **machine.env, "CLEARML_TASK_ID": SESSION_ID, "FROM_JUPYTER": "yes"},
+        env={**os.environ, **machine.env, "CLEARML_TASK_ID": SESSION_ID, "FROM_JUPYTER": "yes", **own},
     )
     try:
         with channel_to(machine) as channel:
@@ -358,6 +359,7 @@ def test_the_environment_and_folder_are_those_of_the_remote_jupyter(
                 "import os; print(os.getcwd(), os.environ['FROM_JUPYTER'], os.environ['ASKED'])"
             )
             assert said == f"{folder / 'deep'} yes for\n"
+            assert client.run("print(os.environ['GLIBC_TUNABLES'])") == own["GLIBC_TUNABLES"] + "\n"
             client.close()
     finally:
         jupyter.kill()

@@ -31,6 +31,8 @@ KEEP_BEHIND = 16 * 1024 * 1024
 KEEP_SECONDS = 30.0
 """What is remembered of a kernel's output after it was delivered, for a client that takes over from one that was
 killed: at most so many bytes, and not longer than this while the client lives."""
+TUNABLES = "CLEARML_SESSION_HELPER_TUNABLES"
+"""The machine's own GLIBC_TUNABLES, where the helper was started with others."""
 
 
 class Kernels:
@@ -237,4 +239,6 @@ def _receiver(kernel: KernelProcess, channel: int) -> Any:
 
 def _environment(env: dict[str, str]) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("CLEARML_SESSION_HELPER")}
+    if TUNABLES in os.environ:
+        own["GLIBC_TUNABLES"] = os.environ[TUNABLES]
     return {**own, **env}
