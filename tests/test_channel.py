@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -637,6 +638,22 @@ async def test_a_restart_that_fails_leaves_no_kernel_behind(
     await provisioner.launch_kernel([])
     await fail_to_launch(provisioner, channel, lines, outage)
     end_outage(channel, lines)
+    wait_until(lambda: channel.request("kernels").result(30) == [])
+
+
+def test_a_start_that_is_given_up_as_its_answer_comes_leaves_no_kernel_behind(
+    channel: SessionChannel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = channel.open_port(tmp_path / "k", b"secret", "hmac-sha256").result(30)
+    start: list[Future[Any]] = []
+    monkeypatch.setattr(channel.port(stream), "started", lambda pid, adopted: start[0].cancel())
+    params = {"env": {}, "folders": [], "meta": {}, "adopt": True, "key": "secret"}
+    start.append(
+        channel.start_kernel(
+            stream, 1, kernel_id="k-1", name="python3", signature_scheme="hmac-sha256", **params
+        )
+    )
+    wait_until(start[0].cancelled)
     wait_until(lambda: channel.request("kernels").result(30) == [])
 
 

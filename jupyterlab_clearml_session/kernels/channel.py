@@ -464,13 +464,11 @@ class SessionChannel:
             _settle(future, error=KernelFailed(f"The helper on the remote machine: {answer['error']}"))
             return
         port = self._ports.get(stream)
-        if stream and future.cancelled():
-            if "adopted" not in answer["result"]:
-                self._end_unwanted(body["params"]["kernel_id"])
-        elif port is not None:
+        if port is not None and not future.cancelled():
             self._established.add(stream)
             port.started(answer["result"]["pid"], answer["result"].get("adopted"))
-        _settle(future, answer["result"])
+        if not _settle(future, answer["result"]) and stream and "adopted" not in answer["result"]:
+            self._end_unwanted(body["params"]["kernel_id"])
 
     def _end_unwanted(self, kernel_id: str) -> None:
         """A kernel was started for someone who has given up: it must not live on, known to nobody.
