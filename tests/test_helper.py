@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -28,6 +30,7 @@ from jupyterlab_clearml_session.kernels.attach import Handshake, open_channel
 from jupyterlab_clearml_session.kernels.channel import SessionChannel
 from jupyterlab_clearml_session.remote import helper, idle
 from jupyterlab_clearml_session.remote import machine as remote
+from jupyterlab_clearml_session.remote.daemon import alone
 from jupyterlab_clearml_session.remote.helper import READY
 
 from .kernel_fixture import (
@@ -319,6 +322,16 @@ def test_of_two_daemons_of_a_session_the_first_one_stays(machine: RemoteMachine)
     )
     assert second.returncode == 0
     assert machine.greeting() == before
+
+
+def test_a_file_system_without_locks_keeps_no_helper_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert alone(tmp_path)
 
 
 def test_it_ends_with_the_session(machine: RemoteMachine, tmp_path: Path) -> None:

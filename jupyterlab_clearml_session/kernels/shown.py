@@ -55,10 +55,8 @@ class ShownFolder:
         with contextlib.suppress(FileNotFoundError):
             for folder in self._root.iterdir():
                 # A page that stays open for weeks changes its note only, not the folder.
-                if (
-                    max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
-                    < time.time() - FORGET_AFTER
-                ):
+                newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                if newest < time.time() - FORGET_AFTER:
                     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -42,7 +42,7 @@ SHORT = 48
 
 def run(session_id: str, directory: Path, own_hash: str) -> None:
     """Serve until the session has ended. The working directory is the one kernels start in."""
-    if not _alone(directory):
+    if not alone(directory):
         return  # an attach gave a slow one up and started another; it would hide the first one's kernels
     note = directory / "kernels"
     if note.exists():
@@ -58,7 +58,7 @@ def run(session_id: str, directory: Path, own_hash: str) -> None:
             daemon.close()
 
 
-def _alone(directory: Path) -> bool:
+def alone(directory: Path) -> bool:
     """Return whether this is the session's only daemon, from now on until the process ends."""
     fd = os.open(directory / "daemon", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + REPLACE_WAIT
@@ -70,6 +70,8 @@ def _alone(directory: Path) -> bool:
                 os.close(fd)
                 return False
             time.sleep(0.02)
+        except OSError:
+            return True  # a file system without locks, as a cluster's can be: as well as it goes there
         else:
             return True
 
