@@ -369,8 +369,8 @@ class HelperFailed(KernelFailed):
 
     code = "helper_failed"
     default_hint = (
-        "All but kernels works: pages, terminals, files. The helper is tried again now and then; to try at once, "
-        "detach and attach again."
+        "All but kernels works: pages, terminals, files. The helper is tried again now and then, and at once when "
+        "you choose Reconnect."
     )
 
 

@@ -50,6 +50,8 @@ class Record:
     tail_reads: int = 0
     started_seen: float | None = None
     kernelspecs: tuple[str, ...] = ()
+    retry: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set where hooks that have failed are to be run again now."""
     kernels_error: Mapping[str, Any] | None = None
     """Why the session's kernels cannot be had: code, message and hint."""
     spec: Mapping[str, Any] = field(init=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from logging import DEBUG, WARNING, Logger
@@ -11,6 +12,7 @@ from typing import Any
 
 from .attached_file import AttachedFile
 from .attachment import Attachment
+from .deadlines import within
 from .errors import ClearMLSessionError
 from .models import Phase, Session, SessionEvent, Task
 from .record import Record
@@ -180,6 +182,7 @@ class Roster:
 
     def tell_reconnect(self, session_id: str) -> None:
         """Have everything that waits for the session try again now."""
+        self.records[session_id].retry.set()
         for on_reconnect in self._on_reconnect:
             on_reconnect(session_id)
 
@@ -205,10 +208,12 @@ class Roster:
         wait = self.hook_wait
         for on_ready in self._on_ready:
             while not await self._run_hook(on_ready(record.session, attachment.tunnel), record):
-                await asyncio.sleep(wait)
+                record.retry.clear()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await within(record.retry.wait(), wait)
                 if record.attachment is not attachment:
                     return
-                wait = min(wait * 2, _LONGEST_HOOK_WAIT)
+                wait = self.hook_wait if record.retry.is_set() else min(wait * 2, _LONGEST_HOOK_WAIT)
 
     async def _run_hook(self, hook: Awaitable[None], record: Record) -> bool:
         """Return whether it did what it should."""

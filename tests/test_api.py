@@ -332,7 +332,7 @@ async def test_why_a_session_has_no_kernels_stands_on_it_until_it_has(
             session = await until_phase(call, session_id, "ready")
             assert session["kernels_error"]["code"] == "helper_failed"
             assert "no folder can be made for it" in session["kernels_error"]["message"]
-            assert "detach and attach" in session["kernels_error"]["hint"]
+            assert "choose Reconnect" in session["kernels_error"]["hint"]
             await ssh.drop()
             seen = await until(lambda session: session.phase is Phase.RECONNECTING)
             seen += await until(lambda session: session.phase is Phase.READY)

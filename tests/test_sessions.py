@@ -287,6 +287,34 @@ async def test_what_fails_when_a_session_is_ready_is_tried_again_and_harms_nobod
         assert "The disk is full" in caplog.text
 
 
+async def test_what_has_failed_when_a_session_was_ready_is_tried_again_at_a_reconnect(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    async with manager_of(clearml_server, tmp_path) as manager, ssh_server() as ssh:
+        failed, done = asyncio.Event(), asyncio.Event()
+
+        async def on_ready(session: Session, tunnel: Tunnel) -> None:
+            if failed.is_set():
+                done.set()
+                return
+            failed.set()
+            raise TunnelDown("No helper runs over there")
+
+        manager.add_hook(on_ready)
+        manager._roster.hook_wait = 3600.0
+        session_id = (await manager.launch(LaunchSpec(jupyter_lab=False))).id
+        record = manager._roster.records[session_id]
+        record.attachment = Attachment(
+            lambda: asyncio.sleep(0, ssh.target()), lambda: record.services, lambda: None, LOG
+        )
+        record.attachment.start()
+        announcing = asyncio.create_task(manager._roster._announce(record, record.attachment))
+        await failed.wait()
+        await manager.reconnect(session_id)
+        await asyncio.wait_for(done.wait(), DEADLINE)
+        await announcing
+
+
 async def test_kernels_that_come_after_a_detach_are_not_shown(
     clearml_server: ClearMLUnderTest, tmp_path: Path
 ) -> None:
