@@ -32,6 +32,7 @@ from jupyterlab_clearml_session.remote import helper, idle
 from jupyterlab_clearml_session.remote import machine as remote
 from jupyterlab_clearml_session.remote.daemon import alone
 from jupyterlab_clearml_session.remote.helper import READY
+from jupyterlab_clearml_session.remote.kernel import KernelProcess
 
 from .kernel_fixture import (
     SESSION_ID,
@@ -322,6 +323,15 @@ def test_of_two_daemons_of_a_session_the_first_one_stays(machine: RemoteMachine)
     )
     assert second.returncode == 0
     assert machine.greeting() == before
+
+
+def test_last_messages_of_a_dead_kernel_may_be_late() -> None:
+    kernel = mock.Mock(spec=KernelProcess, process=mock.Mock(), output=mock.Mock(), _tail=[])
+    coming = iter([0, 0, 0, 2, 0, 1, 0, 0, 0])  # a read of each of three channels at a time
+    kernel.receive.side_effect = lambda channel: next(coming, 0)
+    KernelProcess.finish(kernel)
+    assert list(coming) == []
+    kernel.output.end.assert_called_once()
 
 
 def test_a_file_system_without_locks_keeps_no_helper_from_running(

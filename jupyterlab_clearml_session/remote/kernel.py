@@ -31,6 +31,9 @@ RECEIVE_BATCH = 256
 """Messages taken from one socket in a turn, so that one kernel's flood does not starve the rest."""
 TAIL_BYTES = 64 * 1024
 DRAIN_SECONDS = 1.0
+EMPTY_READS = 3
+"""How often in a row nothing may come of a process that has ended until that was all: ZMQ reads in a thread of its
+own, which is late on a busy machine."""
 UNLIMITED = """\
 try:
     (lambda t: t.schedule(lambda: setattr(t.socket, "sndhwm", 0)))(get_ipython().kernel.iopub_thread)
@@ -200,9 +203,10 @@ class KernelProcess:
         assert self.process is not None
         self.exit_status = self.process.wait()
         deadline = time.monotonic() + DRAIN_SECONDS
-        while self.receive(IOPUB) + self.receive(SHELL) + self.receive(CONTROL) and (
-            time.monotonic() < deadline
-        ):
+        empty = 0
+        while empty < EMPTY_READS and time.monotonic() < deadline:
+            came = self.receive(IOPUB) + self.receive(SHELL) + self.receive(CONTROL)
+            empty = 0 if came else empty + 1
             time.sleep(0.01)
         self.read_stderr()
         tail = b"".join(self._tail).decode(errors="replace").splitlines()[-20:]
