@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from logging import Logger
 from typing import Any
 
-from .deadlines import within
+from .deadlines import comes
 from .errors import (
     ClearMLSessionError,
     JupyterPortClash,
@@ -135,8 +134,7 @@ class Attachment:
                     wait = _WARM_UP
                 elif not isinstance(trouble, _NOT_ITS_OWN):
                     self._learn(jupyter=trouble is None, trouble=trouble.to_json() if trouble else None)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(self._look.wait(), wait)
+            await comes(self._look, wait)
 
     async def _probe(self, published: Services) -> ClearMLSessionError | None:
         assert published.jupyter_port is not None

@@ -28,6 +28,14 @@ async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
     return task.result()
 
 
+async def comes(event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait for an event at most ``seconds`` (None: for ever); return whether it has come."""
+    try:
+        return await within(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+
+
 async def _cancel(task: asyncio.Future[Any]) -> None:
     task.cancel()
     await asyncio.wait({task})

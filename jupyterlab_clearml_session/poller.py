@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from logging import Logger
 
-from .deadlines import within
+from .deadlines import comes
 from .errors import ClearMLSessionError
 
 _NEVER = -float("inf")
@@ -124,7 +123,6 @@ class Poller:
                     pass  # told
                 except Exception:  # noqa: BLE001 - a fault of ours must be seen, and must not end the only poller
                     self._log.exception("clearml-session: a poll failed")
-            with contextlib.suppress(asyncio.TimeoutError):
-                # With nobody looking and nothing attached: sleep until somebody comes.
-                await within(self._wake.wait(), self._interval() if needed else None)
+            # With nobody looking and nothing attached: sleep until somebody comes.
+            await comes(self._wake, self._interval() if needed else None)
             self._wake.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from logging import DEBUG, WARNING, Logger
@@ -12,7 +11,7 @@ from typing import Any
 
 from .attached_file import AttachedFile
 from .attachment import Attachment
-from .deadlines import within
+from .deadlines import comes
 from .errors import ClearMLSessionError
 from .models import Phase, Session, SessionEvent, Task
 from .record import Record
@@ -209,11 +208,10 @@ class Roster:
         for on_ready in self._on_ready:
             while not await self._run_hook(on_ready(record.session, attachment.tunnel), record):
                 record.retry.clear()
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await within(record.retry.wait(), wait)
+                is_wanted = await comes(record.retry, wait)
                 if record.attachment is not attachment:
                     return
-                wait = self.hook_wait if record.retry.is_set() else min(wait * 2, _LONGEST_HOOK_WAIT)
+                wait = self.hook_wait if is_wanted else min(wait * 2, _LONGEST_HOOK_WAIT)
 
     async def _run_hook(self, hook: Awaitable[None], record: Record) -> bool:
         """Return whether it did what it should."""

@@ -506,7 +506,7 @@ async def test_a_vault_that_could_not_be_read_once_is_asked_for_again(
             raise answer
         return dict(answer)
 
-    client._vault_keys = None
+    client._learned.vault_keys = None
     monkeypatch.setattr(Connection, "call", at_last)
     assert [task.trust for task in await client.sessions()] == [HostKeyTrust.PINNED]
     assert [task.trust for task in await client.sessions()] == [HostKeyTrust.VAULT]
@@ -565,7 +565,7 @@ async def test_a_vault_that_is_not_for_us_is_none(
             raise Forbidden("not for this role")
         return await call(self, endpoint, **body)
 
-    client._vault_keys = None
+    client._learned.vault_keys = None
     monkeypatch.setattr(Connection, "call", forbidden)
     assert len(await client.sessions()) == 1
 

@@ -72,6 +72,17 @@ async def manager_of(
         await client.close()
 
 
+async def attached(manager: SessionManager, ssh: SshServer) -> tuple[Record, Attachment]:
+    """Launch a session, and attach it to an SSH server although nothing has been published."""
+    session_id = (await manager.launch(LaunchSpec(jupyter_lab=False))).id
+    record = manager._roster.records[session_id]
+    attachment = record.attachment = Attachment(
+        lambda: asyncio.sleep(0, ssh.target()), lambda: record.services, lambda: None, LOG
+    )
+    attachment.start()
+    return record, attachment
+
+
 async def until(look: Callable[[], Awaitable[Session]], phase: Phase) -> Session:
     """Return the session once it is in ``phase``; each look makes the manager look."""
 
@@ -270,18 +281,13 @@ async def test_what_fails_when_a_session_is_ready_is_tried_again_and_harms_nobod
         manager.add_hook(on_ready, on_gone)
         manager.subscribe(listener)
         manager._roster.hook_wait = 0.01
-        session_id = (await manager.launch(LaunchSpec(jupyter_lab=False))).id
-        record = manager._roster.records[session_id]
-        record.attachment = Attachment(
-            lambda: asyncio.sleep(0, ssh.target()), lambda: record.services, lambda: None, LOG
-        )
-        record.attachment.start()
-        tunnel = record.attachment.tunnel
+        record, attachment = await attached(manager, ssh)
+        tunnel = attachment.tunnel
         await tunnel.wait_up(DEADLINE)
-        await manager._roster._announce(record, record.attachment)
-        assert tried == [session_id] * 3
+        await manager._roster._announce(record, attachment)
+        assert tried == [record.task.id] * 3
         assert done.is_set()
-        await manager.detach(session_id)
+        await manager.detach(record.task.id)
         assert tunnel.status.state is TunnelState.DOWN
         assert "cannot listen" in caplog.text
         assert "The disk is full" in caplog.text
@@ -302,15 +308,10 @@ async def test_what_has_failed_when_a_session_was_ready_is_tried_again_at_a_reco
 
         manager.add_hook(on_ready)
         manager._roster.hook_wait = 3600.0
-        session_id = (await manager.launch(LaunchSpec(jupyter_lab=False))).id
-        record = manager._roster.records[session_id]
-        record.attachment = Attachment(
-            lambda: asyncio.sleep(0, ssh.target()), lambda: record.services, lambda: None, LOG
-        )
-        record.attachment.start()
-        announcing = asyncio.create_task(manager._roster._announce(record, record.attachment))
+        record, attachment = await attached(manager, ssh)
+        announcing = asyncio.create_task(manager._roster._announce(record, attachment))
         await failed.wait()
-        await manager.reconnect(session_id)
+        await manager.reconnect(record.task.id)
         await asyncio.wait_for(done.wait(), DEADLINE)
         await announcing
 

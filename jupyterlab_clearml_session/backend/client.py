@@ -7,6 +7,7 @@ first call needs it, in a thread; making a client costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from logging import Logger, getLogger
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +47,14 @@ _GIT_TIMEOUT = 20.0
 _NOT_ITS_PROTOCOL = "The ClearML server answered with something that is not its protocol."
 
 
+@dataclass
+class _Learned:
+    """What the server in use has told and will not tell otherwise; a late answer of the one before is not in it."""
+
+    user: Ref | None = None
+    vault_keys: tuple[str, ...] | None = None
+
+
 class ClearMLClient(Configurable):
     """The ClearML server of this user: the one of the ordinary configuration, or the embedded default.
 
@@ -81,8 +90,7 @@ class ClearMLClient(Configurable):
         self._local: Mapping[str, str] | None = None
         self._connection = self._connect(None)
         self._fingerprint: tuple[str, ...] = configuration.fingerprint()
-        self._user: Ref | None = None
-        self._vault_keys: tuple[str, ...] | None = None
+        self._learned = _Learned()
         self._launcher = Launcher(self)
 
     # -- which server ----------------------------------------------------------------------------------
@@ -167,16 +175,14 @@ class ClearMLClient(Configurable):
 
     async def user(self, *, fresh: bool = False) -> Ref:
         """Return the user whose credentials we have; ``fresh`` asks the server again."""
-        if self._user is not None and not fresh:
-            return self._user
-        connection = self._connection
+        learned = self._learned
+        if learned.user is not None and not fresh:
+            return learned.user
         data = await self._call("users.get_current_user")
-        (user,) = _read(
+        (learned.user,) = _read(
             lambda entry: Ref(str(entry["id"]), str(entry.get("name") or "")), [_expect(data, "user")]
         )
-        if self._connection is connection:  # otherwise that was who we were before the configuration changed
-            self._user = user
-        return user
+        return learned.user
 
     async def queues(self) -> list[Queue]:
         """Return all queues with their entries and workers, by name (one call)."""
@@ -375,8 +381,7 @@ class ClearMLClient(Configurable):
     def _use(self, connection: Connection) -> None:
         self._connection = connection
         self._fingerprint = configuration.fingerprint()
-        self._user = None
-        self._vault_keys = None
+        self._learned = _Learned()
         self._launcher = Launcher(self)
 
     async def _call(self, endpoint: str, **body: Any) -> dict[str, Any]:
@@ -407,9 +412,9 @@ class ClearMLClient(Configurable):
 
     async def _vault(self) -> tuple[str, ...]:
         """Return the public host keys of the server's vault, empty where it has none (open-source servers)."""
-        if self._vault_keys is not None:
-            return self._vault_keys
-        connection = self._connection
+        learned = self._learned
+        if learned.vault_keys is not None:
+            return learned.vault_keys
         keys: tuple[str, ...] = ()
         try:
             data = await self._call("users.get_vaults", enabled=True, types=["remote_session_ssh_server"])
@@ -419,8 +424,7 @@ class ClearMLClient(Configurable):
             pass  # it has none, or none for us
         except ClearMLBadAnswer:
             return ()  # for now: the next answer may be better, and the keys of a vault are the only right ones
-        if self._connection is connection:
-            self._vault_keys = keys
+        learned.vault_keys = keys
         return keys
 
     async def _configured_host(self) -> str | None:

@@ -88,10 +88,8 @@ class BoundedSession(Session):
                 f"The ClearML configuration cannot be read: {error}",
                 hint="Correct that file; or take it away, and paste credentials in the panel.",
             ) from None
-        except LoginError as error:
+        except (LoginError, *_NO_TOKEN) as error:
             raise _typed(error) from None
-        except _NO_TOKEN:
-            raise ClearMLBadAnswer(_NOT_A_LOGIN) from None
 
     def call(self, endpoint: str, body: Mapping[str, Any], deadline: float) -> dict[str, Any]:
         """Send one request and return its ``data``.
@@ -103,10 +101,8 @@ class BoundedSession(Session):
         service, action = endpoint.split(".")
         try:
             response = self.send_request(service, action, version=API_VERSION, json=dict(body))
-        except LoginError as error:
+        except (LoginError, *_NO_TOKEN) as error:
             raise _typed(error) from None
-        except _NO_TOKEN:
-            raise ClearMLBadAnswer(_NOT_A_LOGIN) from None
         return answers.data(response.status_code, response.text)
 
     def user_id(self) -> str:
@@ -228,7 +224,9 @@ class BoundedSession(Session):
 
 
 def _typed(error: Exception) -> ClearMLSessionError:
-    """Return the failure behind the SDK's LoginError, which keeps only its text."""
+    """Return the failure behind what the SDK's login raises: a LoginError keeps only its text."""
+    if isinstance(error, _NO_TOKEN):
+        return ClearMLBadAnswer(_NOT_A_LOGIN)
     cause = error.__context__
     if isinstance(cause, ClearMLSessionError):
         return cause
