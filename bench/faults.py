@@ -262,7 +262,7 @@ print(hits)
         session.refuse.set()
         wires.cut()
         for _ in range(3):
-            session.channel.signal("k-1", signal.SIGINT)
+            session.channel.signal(1, "k-1", signal.SIGINT)
         time.sleep(rnd.uniform(0, 0.3))
         session.come_back()
         texts = [m["content"].get("text") for m in session.talk.until_idle(request)]

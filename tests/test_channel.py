@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -83,6 +84,14 @@ def wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def send_in_vain(client: Talk, channel: SessionChannel, stream: int, code: str) -> str:
+    """Execute a cell during an outage; returns when it waits for the link."""
+    before = channel._link.streams[stream].log.end
+    request: str = client.client.execute(code)
+    wait_until(lambda: channel._link.streams[stream].log.end > before)
+    return request
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +181,7 @@ time.sleep(0.15)
         lines.refuse.set()
         lines.cables[-1].cut()
         for _ in range(3):
-            channel.signal("k-1", signal.SIGINT)
+            channel.signal(stream, "k-1", signal.SIGINT)
         lines.refuse.clear()
         channel.redial()
         client.until_idle(request)
@@ -205,8 +214,9 @@ def test_a_restart_during_an_outage_is_not_taken_for_a_death_on_return(
     client = talk(channel, stream)
     client.run("x = 1")
     lines.break_off(channel)
+    send_in_vain(client, channel, stream, "y = 1")  # for the kernel that is restarted
     # As KernelManager does, which waits only for 5 s for the old process to end.
-    channel.signal("k-1", signal.SIGKILL)
+    channel.signal(stream, "k-1", signal.SIGKILL)
     restart = channel.start_kernel(
         stream,
         1,
@@ -221,12 +231,12 @@ def test_a_restart_during_an_outage_is_not_taken_for_a_death_on_return(
     )
     lines.come_back(channel)
     restart.result(30)
-    assert client.run("print('x' in globals())") == "False\n"
+    assert client.run("print('x' in globals(), 'y' in globals())") == "False False\n"
     port = channel.port(stream)
     assert port is not None
     assert port.exit_status is None
     # A death of the new one is told.
-    channel.signal("k-1", signal.SIGKILL)
+    channel.signal(stream, "k-1", signal.SIGKILL)
     wait_until(lambda: port.exit_status == -signal.SIGKILL)
     client.close()
 
@@ -379,13 +389,14 @@ def test_what_was_asked_in_vain_during_an_outage_is_not_asked_on_return(shared: 
 def test_an_interrupt_takes_effect_on_return_also_where_nobody_waits_for_it(
     channel: SessionChannel, lines: Lines, tmp_path: Path
 ) -> None:
-    client = talk(channel, start_kernel(channel, tmp_path))
+    stream = start_kernel(channel, tmp_path)
+    client = talk(channel, stream)
     client.run("1")
     request = client.client.execute("print('here', flush=True)\nimport time\ntime.sleep(60)")
     while client.next()["msg_type"] != "stream":
         pass
     lines.break_off(channel)
-    channel.signal("k-1", signal.SIGINT).cancel()
+    channel.signal(stream, "k-1", signal.SIGINT).cancel()
     lines.come_back(channel)
     assert client.reply(request)["ename"] == "KeyboardInterrupt"
     client.close()
@@ -516,6 +527,30 @@ async def test_another_process_learns_whether_it_is_of_use_to_try_again(
     gate.start()
     with pytest.raises(error, match="not now"):
         await asyncio.to_thread(dial, gate.path, SESSION_ID, "client")
+    await gate.close()
+
+
+async def test_the_gate_stays_open_where_no_descriptor_is_left_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(session_id: str, client_id: str) -> Any:
+        raise TunnelDown("not now")
+
+    loop = asyncio.get_running_loop()
+    accept, refused = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")]
+
+    async def accept_later(listener: socket.socket) -> Any:
+        if refused:
+            raise refused.pop()
+        return await accept(listener)
+
+    monkeypatch.setattr("jupyterlab_clearml_session.kernels.gate.ACCEPT_AGAIN", 0.01)
+    monkeypatch.setattr(loop, "sock_accept", accept_later)
+    gate = Gate(tmp_path / "gate", fail)
+    gate.start()
+    with pytest.raises(TunnelDown, match="not now"):
+        await asyncio.to_thread(dial, gate.path, SESSION_ID, "client")
+    assert not refused
     await gate.close()
 
 

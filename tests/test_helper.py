@@ -23,6 +23,7 @@ from unittest import mock
 from urllib.error import HTTPError
 
 import pytest
+import zmq
 
 from jupyterlab_clearml_session.errors import ConnectionLost, HelperFailed, KernelFailed, RemoteRefused
 from jupyterlab_clearml_session.kernels import bundle
@@ -33,6 +34,7 @@ from jupyterlab_clearml_session.remote import machine as remote
 from jupyterlab_clearml_session.remote.daemon import alone
 from jupyterlab_clearml_session.remote.helper import READY
 from jupyterlab_clearml_session.remote.kernel import KernelProcess
+from jupyterlab_clearml_session.remote.sendlog import SendLog
 
 from .kernel_fixture import (
     SESSION_ID,
@@ -334,6 +336,22 @@ def test_last_messages_of_a_dead_kernel_may_be_late() -> None:
     kernel.output.end.assert_called_once()
 
 
+def test_a_kernel_that_cannot_be_killed_holds_up_nothing(tmp_path: Path) -> None:
+    """A process that hangs in a driver does not end before that lets go of it."""
+    with zmq.Context() as context:
+        kernel = KernelProcess(context, "k-1", tmp_path, SendLog())
+        hung = mock.Mock(spec=subprocess.Popen, pid=2**22 + 1, stdout=None)
+        hung.poll.return_value = None
+        hung.wait.side_effect = subprocess.TimeoutExpired("kernel", 2)
+        kernel.process = hung
+        kernel.kill()
+        kernel.finish()
+        assert kernel.exit_status == -signal.SIGKILL
+        kernel.process = hung
+        kernel.remove()
+    assert hung.wait.call_count == 2
+
+
 def test_a_file_system_without_locks_keeps_no_helper_from_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,8 +471,9 @@ def test_work_keeps_a_session_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("missing", ["terminals", "kernels"])
+@pytest.mark.parametrize("instead", [None, {"message": "no"}, ["no"], [{}]])
 def test_a_jupyter_that_lacks_one_kind_of_work_tells_of_the_other(
-    missing: str, monkeypatch: pytest.MonkeyPatch
+    missing: str, instead: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = {"cpu_percent": 1.0, "cpu_count": 2, "gpus": []}
     monkeypatch.setattr(remote.Meter, "measure", lambda self: quiet)
@@ -463,9 +482,11 @@ def test_a_jupyter_that_lacks_one_kind_of_work_tells_of_the_other(
     watch = idle.IdleWatch(SESSION_ID, 10, lambda: 0.0)
     asked = []
 
-    def ask(server: Any, path: str) -> list[dict[str, str]]:
+    def ask(server: Any, path: str) -> Any:
         asked.append(path)
         if missing in path:
+            if instead is not None:
+                return instead
             raise HTTPError(path, 404, "Not Found", Message(), None)
         return [{"execution_state": "busy", "last_activity": "2020-01-01T00:00:00Z"}]
 

@@ -21,6 +21,7 @@ from jupyterlab_clearml_session.remote.messages import (
     EVENT,
     HUGE,
     IOPUB,
+    REQUEST,
     SHELL,
     MessageReader,
     message_id,
@@ -440,6 +441,43 @@ def test_a_flood_on_one_stream_does_not_hold_up_another() -> None:
         turns += 1
     assert turns < 40
     assert all(stream != 1 for stream, _, _ in right.got)
+    for end, sock in ((left, a), (right, b)):
+        end.link.close()
+        sock.close()
+
+
+def test_a_request_waits_for_what_was_sent_to_its_kernel_before_on_each_wire() -> None:
+    left, right = End(), End()
+    kernel = left.link.streams[1]
+    left.link.send(1, SHELL, [b"before"])
+    left.link.streams[0].wait_for(kernel, kernel.log.end)
+    left.link.send(1, SHELL, [b"later"])
+    left.link.send(0, REQUEST, [b"request"])
+    a, b = connect(left, right)
+    left.turn(), right.turn(), carry(a, b, 1 << 20), carry(b, a, 1 << 20)
+    for _ in range(3):
+        left.turn()
+    assert (
+        left.link.streams[0].log.sent == left.link.streams[0].log.end
+    )  # all is sent, and none of it arrives
+    for end, sock in ((left, a), (right, b)):
+        end.link.close()
+        sock.close()
+    a, b = connect(left, right)
+    for _ in range(5):
+        left.turn(), right.turn(), carry(a, b, 1 << 20), carry(b, a, 1 << 20)
+    bodies = [body for _, _, body in right.got]
+    assert bodies.index(b"before") < bodies.index(b"request")
+    assert sorted(bodies) == [b"before", b"later", b"request"]
+    # A stream that is given up is not waited for.
+    left.link.streams[0].wait_for(kernel, kernel.log.end + 1)
+    left.link.send(0, REQUEST, [b"next"])
+    left.turn(), carry(a, b, 1 << 20), right.turn()
+    assert right.got[-1][2] != b"next"
+    left.link.streams[1] = Stream()
+    for _ in range(3):
+        left.turn(), carry(a, b, 1 << 20), right.turn()
+    assert right.got[-1][2] == b"next"
     for end, sock in ((left, a), (right, b)):
         end.link.close()
         sock.close()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import random
+import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ class SessionChannel:
         self._established: set[int] = set()
         self._next_stream = 1
         self._next_request = 1
-        self._requests: dict[int, tuple[Future[Any], int, dict[str, Any]]] = {}
+        self._requests: dict[int, _Request] = {}
         self._unsent: list[int] = []
         """Requests that wait for the link."""
         self._signals: dict[tuple[str, int], Future[Any]] = {}
@@ -125,13 +127,14 @@ class SessionChannel:
         One whose future is cancelled before is not sent. The future's exception is a KernelFailed.
         """
         future: Future[Any] = Future()
-        self._loop.call(lambda: self._send_request(future, 0, method, params))
+        self._loop.call(lambda: self._send_request(_Request(future, method, params)))
         return future
 
-    def signal(self, kernel_id: str, signum: int) -> Future[Any]:
-        """Send a signal to a kernel. While one is under way, the same one again is not sent twice.
+    def signal(self, stream: int, kernel_id: str, signum: int) -> Future[Any]:
+        """Send a signal to the kernel of a stream. While one is under way, the same one again is not sent twice.
 
-        It is sent also where nobody waits for it any more.
+        It is sent also where nobody waits for it any more, and after what clients have sent to the kernel before.
+        Only an interrupt is for what the kernel works on now: between two cells it does nothing, or harm.
         """
         future: Future[Any] = Future()
 
@@ -140,7 +143,9 @@ class SessionChannel:
             if pending is None:
                 pending = self._signals[kernel_id, signum] = Future()
                 pending.add_done_callback(lambda done: self._signals.pop((kernel_id, signum), None))
-                self._send_request(pending, 0, "signal", {"kernel_id": kernel_id, "signum": signum})
+                params = {"kernel_id": kernel_id, "signum": signum}
+                after = self._so_far(stream) if signum != signal.SIGINT else None
+                self._send_request(_Request(pending, "signal", params, after))
             pending.add_done_callback(lambda done: _copy_result(done, future))
 
         self._loop.call(send)
@@ -194,7 +199,9 @@ class SessionChannel:
             except zmq.ZMQError as error:
                 _settle(future, error=_no_sockets(error))
                 return
-            self._send_request(future, stream, "start", {**params, "stream": stream})
+            # Of a kernel that is restarted: what was sent to the former process is not for the next one.
+            after = self._so_far(stream) if stream in self._established else None
+            self._send_request(_Request(future, "start", {**params, "stream": stream}, after, starts=stream))
 
         self._loop.call(send)
         return future
@@ -249,8 +256,8 @@ class SessionChannel:
         for number in list(self._ports):
             self._remove_port(number)
         self._link.close()
-        for future, _, _ in self._requests.values():
-            _settle(future, error=KernelFailed("The connection to the session was closed."))
+        for request in self._requests.values():
+            _settle(request.future, error=KernelFailed("The connection to the session was closed."))
         self._requests.clear()
         self.up.clear()
         self._loop.close()
@@ -432,13 +439,18 @@ class SessionChannel:
             port.exit_tail = event["tail"]
             port.exit_status = event["status"]
 
-    def _send_request(self, future: Future[Any], stream: int, method: str, params: dict[str, Any]) -> None:
+    def _so_far(self, stream: int) -> tuple[Stream, int] | None:
+        """What clients have sent to a kernel up to now."""
+        sent = self._link.streams.get(stream)
+        return None if sent is None else (sent, sent.log.end)
+
+    def _send_request(self, request: _Request) -> None:
         if self._closed:
-            _settle(future, error=KernelFailed("The connection to the session was closed."))
+            _settle(request.future, error=KernelFailed("The connection to the session was closed."))
             return
         number = self._next_request
         self._next_request += 1
-        self._requests[number] = (future, stream, {"id": number, "method": method, "params": params})
+        self._requests[number] = request
         self._unsent.append(number)
         if self.up.is_set():
             self._send_unsent()
@@ -446,39 +458,60 @@ class SessionChannel:
     def _send_unsent(self) -> None:
         """The link is up. What was asked in vain meanwhile is left out: after a long outage it could be a lot."""
         for number in self._unsent:
-            future, _, body = self._requests[number]
-            if future.cancelled():
+            request = self._requests[number]
+            if request.future.cancelled():
                 del self._requests[number]
-            else:
-                self._link.send(0, REQUEST, [json.dumps(body).encode()])
+                continue
+            if request.after is not None:
+                self._link.streams[0].wait_for(*request.after)
+            body = {"id": number, "method": request.method, "params": request.params}
+            self._link.send(0, REQUEST, [json.dumps(body).encode()])
         self._unsent.clear()
 
     def _on_answer(self, answer: dict[str, Any]) -> None:
         if answer.get("event") == "taken":
             self._on_taken(str(answer["kernel_id"]))
             return
-        future, stream, body = self._requests.pop(answer["id"], (None, 0, {}))
-        if future is None:
+        request = self._requests.pop(answer["id"], None)
+        if request is None:
             return
         if "error" in answer:
-            _settle(future, error=KernelFailed(f"The helper on the remote machine: {answer['error']}"))
+            error = KernelFailed(f"The helper on the remote machine: {answer['error']}")
+            _settle(request.future, error=error)
             return
-        port = self._ports.get(stream)
-        if port is not None and not future.cancelled():
-            self._established.add(stream)
+        port = self._ports.get(request.starts)
+        if port is not None and not request.future.cancelled():
+            self._established.add(request.starts)
             port.started(answer["result"]["pid"], answer["result"].get("adopted"))
-        if not _settle(future, answer["result"]) and stream and "adopted" not in answer["result"]:
-            self._end_unwanted(body["params"]["kernel_id"])
+        if (
+            not _settle(request.future, answer["result"])
+            and request.starts
+            and "adopted" not in answer["result"]
+        ):
+            self._end_unwanted(request.params["kernel_id"])
 
     def _end_unwanted(self, kernel_id: str) -> None:
         """A kernel was started for someone who has given up: it must not live on, known to nobody.
 
         Unless another try to start it is under way, which takes it over.
         """
-        for future, stream, body in self._requests.values():
-            if stream and body["params"]["kernel_id"] == kernel_id and not future.cancelled():
+        for request in self._requests.values():
+            if request.starts and request.params["kernel_id"] == kernel_id and not request.future.cancelled():
                 return
-        self._send_request(Future(), 0, "forget", {"kernel_id": kernel_id})
+        self._send_request(_Request(Future(), "forget", {"kernel_id": kernel_id}))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the helper is asked."""
+
+    future: Future[Any]
+    method: str
+    params: dict[str, Any]
+    after: tuple[Stream, int] | None = None
+    """What it is sent after: a stream, up to an offset."""
+    starts: int = 0
+    """The stream of the kernel that it starts; 0 where it starts none."""
 
 
 def _no_sockets(error: zmq.ZMQError) -> KernelFailed:

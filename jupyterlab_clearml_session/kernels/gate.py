@@ -19,6 +19,7 @@ from .attach import ByteProcess, splice
 
 TIMEOUT = 90.0
 """Seconds for one connection to be made: the helper may have to be started."""
+ACCEPT_AGAIN = 1.0
 _LINE_LIMIT = 4096
 
 Open = Callable[[str, str], Awaitable[tuple[ByteProcess, bytes]]]
@@ -68,7 +69,11 @@ class Gate:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(listener)
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError:  # no descriptor is left for it: it waits until there is one
+                await asyncio.sleep(ACCEPT_AGAIN)
+                continue
             connection.setblocking(False)
             self._spawn(self._serve(connection))
 

@@ -78,9 +78,9 @@ class ClearMLSessionProvisioner(KernelProvisionerBase):
         return status
 
     async def send_signal(self, signum: int) -> None:
-        if self._channel is None or await self.poll() is not None:
+        if self._channel is None or self._stream is None or await self.poll() is not None:
             return
-        future = self._channel.signal(self.kernel_id, signum)
+        future = self._channel.signal(self._stream, self.kernel_id, signum)
         if self._channel.up.is_set():
             try:
                 await _result(future, SIGNAL_TIMEOUT)

@@ -83,12 +83,11 @@ class IdleWatch:
             return
         for path in ("api/kernels", "api/terminals"):
             try:
-                things = _ask(server, path)
-            except (OSError, ValueError):
-                continue  # it is not there, or has no terminals: the rest decides
-            for thing in things:
-                last = datetime.fromisoformat(thing["last_activity"].replace("Z", "+00:00")).timestamp()
-                yield now if thing.get("execution_state") == "busy" else now - (time.time() - last)
+                for thing in _ask(server, path):
+                    last = datetime.fromisoformat(thing["last_activity"].replace("Z", "+00:00")).timestamp()
+                    yield now if thing.get("execution_state") == "busy" else now - (time.time() - last)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # it is not there, has no terminals, or is another kind of server: the rest decides
 
 
 def _jupyter_server(pid: int | None) -> dict[str, Any] | None:
@@ -114,6 +113,5 @@ def _ask(server: dict[str, Any], path: str) -> list[dict[str, Any]]:
     request = urllib.request.Request(url, headers={"Authorization": f"token {server.get('token', '')}"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=TIMEOUT) as answer:
-        things = json.load(answer)
-    assert isinstance(things, list)
+        things: list[dict[str, Any]] = json.load(answer)
     return things

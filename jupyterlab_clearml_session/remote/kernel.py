@@ -5,6 +5,7 @@ Runs on any Python from 3.8 on with the standard library and pyzmq: it is sent t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -34,6 +35,8 @@ DRAIN_SECONDS = 1.0
 EMPTY_READS = 3
 """How often in a row nothing may come of a process that has ended until that was all: ZMQ reads in a thread of its
 own, which is late on a busy machine."""
+KILL_SECONDS = 2.0
+"""For which a killed process is waited for. One that hangs in a driver goes when that lets go of it."""
 UNLIMITED = """\
 try:
     (lambda t: t.schedule(lambda: setattr(t.socket, "sndhwm", 0)))(get_ipython().kernel.iopub_thread)
@@ -178,6 +181,14 @@ class KernelProcess:
         except ProcessLookupError:
             return  # it ended just now
 
+    def kill(self) -> None:
+        """Kill the process, if it runs, and wait for its end for a moment."""
+        if self.process is None:
+            return
+        self.signal(signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(KILL_SECONDS)
+
     @property
     def stderr_fd(self) -> int | None:
         """What the process writes outside of Jupyter's protocol."""
@@ -199,9 +210,10 @@ class KernelProcess:
         return bool(data)
 
     def finish(self) -> None:
-        """The process has ended: keep its last messages, then say so on the stream, once."""
+        """The process has ended, or was killed: keep its last messages, then say so on the stream, once."""
         assert self.process is not None
-        self.exit_status = self.process.wait()
+        status = self.process.poll()
+        self.exit_status = -signal.SIGKILL if status is None else status
         deadline = time.monotonic() + DRAIN_SECONDS
         empty = 0
         while empty < EMPTY_READS and time.monotonic() < deadline:
@@ -223,9 +235,8 @@ class KernelProcess:
 
     def remove(self) -> None:
         """Kill the process if there is one and leave nothing behind."""
-        self.signal(signal.SIGKILL)
+        self.kill()
         if self.process is not None:
-            self.process.wait()
             if self.process.stdout is not None:
                 self.process.stdout.close()
             self.process = None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -124,8 +123,7 @@ class Kernels:
             log = SendLog(MEMORY_LIMIT, DISK_LIMIT, self._directory, KEEP_BEHIND)
             kernel = self._known[kernel_id] = KernelProcess(self._context, kernel_id, self._short, log)
         elif kernel.process is not None:
-            kernel.signal(signal.SIGKILL)
-            kernel.process.wait()
+            kernel.kill()
             self._finish(kernel)
         if client.kernels.get(stream) is not kernel:
             self._give(kernel, client, stream)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from typing import Any
 
 from .messages import MessageReader, pack_message
@@ -43,6 +44,8 @@ class Stream:
         self.paused = False
         """True while the owner only keeps what comes: nothing is acknowledged, so the sender stops soon."""
         self._reader = MessageReader()
+        # From which offset on this stream waits until another one has been sent up to one of its own.
+        self._waits: deque[tuple[int, Stream, int]] = deque()
 
     def receive(self, offset: int, data: memoryview) -> list[tuple[int, list[Any]]]:
         """Return the messages that these bytes complete; bytes that were here before are discarded."""
@@ -51,6 +54,19 @@ class Stream:
         fresh = data[self.received - offset :]
         self.received += len(fresh)
         return self._reader.feed(fresh) if fresh else []
+
+    def wait_for(self, other: Stream, offset: int) -> None:
+        """Send what is added from now on after what ``other`` has before ``offset``, on each wire."""
+        self._waits.append((self.log.end, other, offset))
+
+    def sendable(self, limit: int, streams: Collection[Stream]) -> int:
+        """Return how many bytes may be sent now, at most ``limit``; only for ``streams`` is waited."""
+        while self._waits and self._waits[0][0] < self.log.start:
+            self._waits.popleft()
+        for position, other, offset in self._waits:
+            if other in streams and other.log.sent < offset:
+                return max(0, min(limit, position - self.log.sent))
+        return limit
 
     def settle(self) -> None:
         """All messages given so far are dealt with, unless the stream is paused."""
@@ -180,12 +196,16 @@ class Link:
             self._ack_due = None
 
     def _put_next(self, wire: Wire) -> bool:
-        """Queue the next frame: requests first, then the kernels in turn."""
+        """Queue the next frame: requests first, where they need not wait, then the kernels in turn."""
         numbers = list(self.streams)
         for number in [0, *numbers[self._turn :], *numbers[: self._turn]]:
-            log = self.streams[number].log
+            stream = self.streams[number]
+            log = stream.log
             if log.sent < log.end and log.sent - log.received < WINDOW:
-                offset, data = log.take(FRAME_LIMIT)
+                limit = stream.sendable(FRAME_LIMIT, self.streams.values())
+                if not limit:
+                    continue
+                offset, data = log.take(limit)
                 wire.put(DATA, number, offset, data)
                 self._turn = (numbers.index(number) + 1) % len(numbers)
                 return True
