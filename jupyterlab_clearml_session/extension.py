@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_core.paths import jupyter_config_dir, jupyter_data_dir
 from jupyter_server.extension.application import ExtensionApp
@@ -15,11 +15,13 @@ from .api.handlers import handlers as api_handlers
 from .backend.client import ClearMLClient
 from .forwards import ForwardManager
 from .kernels.manager import SessionKernelManager
-from .local import LocalMode
 from .presets import PresetManager
 from .proxy import apart, strict
 from .proxy import handlers as proxy
 from .sessions import SessionManager
+
+if TYPE_CHECKING:
+    from .local import LocalMode
 
 
 class ClearMLSessionExtension(ExtensionApp):
@@ -110,6 +112,8 @@ class ClearMLSessionExtension(ExtensionApp):
         self.manager.start()
 
     async def _start_local(self) -> Mapping[str, str]:
+        from .local import LocalMode  # what it needs would take a third of our part of a server's start
+
         if self._local is None:
             self._local = LocalMode(Path(self.state_dir) / "local", log=self.log)
         return await self._local.start()

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 from .errors import InvalidInput
 from .models import TASK_ID
 
@@ -179,6 +177,8 @@ def requirement(value: Any, name: str) -> str:
     editable = _PIP_EDITABLE.fullmatch(bare)
     if _PIP_OPTION.fullmatch(bare) or _URL_REQUIREMENT.fullmatch(editable["target"] if editable else bare):
         return found
+    from packaging.requirements import InvalidRequirement, Requirement  # not at each start of the server
+
     try:
         Requirement(re.sub(r"(\s+--hash[= ]\S+)+$", "", bare))
     except InvalidRequirement:

@@ -54,7 +54,7 @@ def test_clearml_and_ssh_are_not_imported_by_the_server_s_start() -> None:
     # In a process of its own: others may have imported them here. A whole server: bench/server_start.py.
     code = (
         "import sys, jupyterlab_clearml_session.extension\n"
-        "assert not {'clearml', 'asyncssh', 'requests'} & set(sys.modules)"
+        "assert not {'clearml', 'asyncssh', 'requests', 'cryptography', 'psutil'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -12,23 +12,9 @@ import json
 import warnings
 from collections.abc import Mapping
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_ssh_private_key,
-)
-
 from .remote_script import remote_source
 
 NAMES = ("ssh_host_ecdsa_key", "ssh_host_ed25519_key", "ssh_host_rsa_key")
-
-_RSA_BITS = 2048
-_PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
 
 def generate() -> dict[str, str]:
@@ -37,17 +23,11 @@ def generate() -> dict[str, str]:
     Blocks for 0.05 to 0.5 s (RSA): call it in a thread. The kinds and formats are those that sshd and dropbear's
     converter both take.
     """
-    ecdsa = ec.generate_private_key(ec.SECP256R1())
-    ed = ed25519.Ed25519PrivateKey.generate()
-    rsa_key = rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS)
-    return {
-        "ssh_host_ecdsa_key": _private(ecdsa, PrivateFormat.TraditionalOpenSSL),
-        "ssh_host_ed25519_key": _private(ed, PrivateFormat.OpenSSH),
-        "ssh_host_rsa_key": _private(rsa_key, PrivateFormat.TraditionalOpenSSL),
-        "ssh_host_rsa_key__pub": _public(rsa_key),
-        "ssh_host_ecdsa_key__pub": _public(ecdsa),
-        "ssh_host_ed25519_key__pub": _public(ed),
-    }
+    from . import private_keys  # cryptography takes 50 ms, which a server's start does not have
+
+    pairs = dict(zip(NAMES, private_keys.generate(), strict=True))
+    keys = {name: private for name, (private, _) in pairs.items()}
+    return keys | {f"{name}__pub": public for name, (_, public) in pairs.items()}
 
 
 def public_keys(configuration: str | Mapping[str, str | None]) -> tuple[str, ...]:
@@ -106,18 +86,6 @@ def _constant(node: ast.expr) -> str | None:
 def _derive(private: str | None) -> str | None:
     if not isinstance(private, str) or not private.strip():
         return None
-    data = private.encode()
-    try:
-        load = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data else load_pem_private_key
-        key = load(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return None
-    return _public(key) if isinstance(key, _PrivateKey) else None
+    from . import private_keys
 
-
-def _private(key: _PrivateKey, form: PrivateFormat) -> str:
-    return key.private_bytes(Encoding.PEM, form, NoEncryption()).decode()
-
-
-def _public(key: _PrivateKey) -> str:
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    return private_keys.public_half(private)
