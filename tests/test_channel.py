@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from jupyterlab_clearml_session.kernels.manager import SessionKernelManager
 from jupyterlab_clearml_session.kernels.provisioner import ClearMLSessionProvisioner
 from jupyterlab_clearml_session.remote.clients import CLIENT_KEPT, SILENCE_LIMIT, Client, Clients
 from jupyterlab_clearml_session.remote.loop import Loop
+from jupyterlab_clearml_session.remote.wire import FRAME_HEADER, HELLO
 
 from .counting import Count
 from .kernel_fixture import (
@@ -448,6 +450,28 @@ def test_a_helper_that_has_forgotten_its_client_serves_it_anew(channel: SessionC
     channel.client_id = "one that the helper does not know"
     lines.come_back(channel)
     assert waiting.result(30) == []
+
+
+def test_wires_that_break_after_each_greeting_are_made_less_and_less_often() -> None:
+    dialled: list[float] = []
+    enough = threading.Event()
+
+    def dial(client_id: str) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(FRAME_HEADER.pack(HELLO, 15, 0, 0) + b'{"received":{}}')
+        dialled.append(time.monotonic())
+        if len(dialled) == 5:
+            enough.set()
+        return ours
+
+    channel = SessionChannel(dial)
+    channel.start()
+    assert enough.wait(30)
+    channel.close()
+    pauses = [after - before for before, after in itertools.pairwise(dialled)]
+    # 0.1, 0.2, 0.4, 0.8 s, up to a half less: all at once otherwise.
+    assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2, 0.4), strict=True))
 
 
 def test_an_unforeseen_failure_to_connect_is_logged_and_tried_again(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import signal
 import socket
@@ -34,6 +35,9 @@ PING_INTERVAL = 5.0
 SILENCE_LIMIT = 20.0
 """Seconds without any byte after which the wire is given up."""
 RETRY_MIN, RETRY_MAX = 0.1, 5.0
+STEADY = 2.0
+"""Seconds after which a wire was of use although it brought no message. Where each one breaks after the greeting,
+something is wrong over there, and every try starts a process on that machine: not again at once."""
 FAILED_RETRY_MAX = 300.0
 """Where the helper cannot run over there: each try starts several processes on that machine, mostly for nothing."""
 
@@ -81,6 +85,8 @@ class SessionChannel:
         self._dialing = False
         self._retry_at = 0.0
         self._retry_wait = RETRY_MIN
+        self._useful_at = math.inf
+        """From when on the present wire counts as of use."""
         self._pinged = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="clearml-session-relay", daemon=True)
@@ -335,14 +341,15 @@ class SessionChannel:
 
     def _lose(self, now: float, cause: str) -> None:
         self._link.close()
-        self._retry_at = now
         self.cause = cause
         if self.up.is_set():
             self.up.clear()
             self._log.info("the link to the kernels is down: %s", cause)
+        if now >= self._useful_at:
+            self._forget_wait()
         else:
-            # A wire that broke before it was of use: not again at once.
             self._try_later()
+        self._useful_at = math.inf
 
     def _forget_wait(self) -> None:
         self._retry_at, self._retry_wait = 0.0, RETRY_MIN
@@ -357,7 +364,7 @@ class SessionChannel:
         known = {int(number) for number in hello["received"]}
         for number in self._established - known:
             self._kernel_lost(number)
-        self._retry_wait = RETRY_MIN
+        self._useful_at = time.monotonic() + STEADY
         self.cause = ""
         self.up.set()
         self._send_unsent()
@@ -426,6 +433,7 @@ class SessionChannel:
         self._link.streams.pop(number, None)
 
     def _on_message(self, number: int, channel: int, parts: list[Any]) -> None:
+        self._useful_at = 0.0
         if number == 0:
             self._on_answer(json.loads(bytes(parts[0])))
             return
