@@ -81,6 +81,19 @@ class Lines:
         channel.redial()
 
 
+def tapped(machine: RemoteMachine) -> tuple[Lines, bytearray]:
+    """Return lines to a machine, and what is said over them to it."""
+    said = bytearray()
+
+    class Tapped(Cable):
+        def change(self, source: socket.socket, data: bytes) -> bytes:
+            if source is self._middle:
+                said.extend(data)
+            return data
+
+    return Lines(machine, Tapped), said
+
+
 def wait_until(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not true():
@@ -92,8 +105,13 @@ def send_in_vain(client: Talk, channel: SessionChannel, stream: int, code: str) 
     """Execute a cell during an outage; returns when it waits for the link."""
     before = channel._link.streams[stream].log.end
     request: str = client.client.execute(code)
-    wait_until(lambda: channel._link.streams[stream].log.end > before)
+    wait_for_bytes(channel, stream, before)
     return request
+
+
+def wait_for_bytes(channel: SessionChannel, stream: int, end: int) -> None:
+    """Wait until clients have sent a kernel more than so many bytes."""
+    wait_until(lambda: channel._link.streams[stream].log.end > end)
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +208,34 @@ time.sleep(0.15)
         assert client.reply(request)["status"] == "ok"
     assert client.run("print(hits)") == "3\n"
     client.close()
+
+
+def test_an_interrupt_by_message_during_an_outage_is_sent_once(shared: RemoteMachine, tmp_path: Path) -> None:
+    lines, said = tapped(shared)
+    channel = SessionChannel(lines.dial)
+    channel.start()
+    stream = start_kernel(channel, tmp_path)
+    client = talk(channel, stream)
+    client.run("1")
+    interrupts = []
+    for _ in range(2):
+        request = client.client.execute("print('here', flush=True)\nimport time\ntime.sleep(60)")
+        while client.next()["msg_type"] != "stream":
+            pass
+        lines.break_off(channel)
+        before = channel._link.streams[stream].log.end
+        for kind, fill in [("interrupt_request", 0)] * 3 + [("usage_request", 10_000)]:
+            client.client.control_channel.send(client.client.session.msg(kind, {"fill": "x" * fill}))
+        wait_for_bytes(channel, stream, before + 10_000)
+        lines.come_back(channel)
+        assert client.reply(request)["ename"] == "KeyboardInterrupt"
+        while client.client.get_control_msg(timeout=60)["msg_type"] != "usage_reply":
+            pass
+        interrupts.append(said.count(b'"interrupt_request"'))
+    assert interrupts == [1, 2]
+    client.close()
+    channel.request("forget", kernel_id="k-1").result(30)
+    channel.close()
 
 
 def test_cells_sent_during_an_outage_run_in_order(
@@ -366,15 +412,7 @@ def test_what_the_helper_cannot_do_is_a_typed_error(channel: SessionChannel) -> 
 
 
 def test_what_was_asked_in_vain_during_an_outage_is_not_asked_on_return(shared: RemoteMachine) -> None:
-    said = bytearray()
-
-    class Tapped(Cable):
-        def change(self, source: socket.socket, data: bytes) -> bytes:
-            if source is self._middle:
-                said.extend(data)
-            return data
-
-    lines = Lines(shared, Tapped)
+    lines, said = tapped(shared)
     channel = SessionChannel(lines.dial)
     channel.start()
     assert channel.request("kernels").result(30) == []

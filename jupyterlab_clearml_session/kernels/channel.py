@@ -26,7 +26,7 @@ import zmq
 from ..errors import ClearMLSessionError, KernelFailed
 from ..remote.link import Link, Stream
 from ..remote.loop import Loop
-from ..remote.messages import EVENT, IOPUB, REQUEST
+from ..remote.messages import CONTROL, EVENT, IOPUB, REQUEST, signed_frames
 from ..remote.wire import Wire, WireClosed
 from .port import RETRY_INTERVAL, KernelPort
 
@@ -410,9 +410,19 @@ class SessionChannel:
         self._loop.watch(port.heartbeat, port.beat)
 
     def _forwarder(self, number: int, port: KernelPort, channel: int) -> Callable[[], None]:
+        interrupt: tuple[Stream | None, int] = None, 0
+
         def forward() -> None:
+            nonlocal interrupt
             for parts in port.receive(channel):
+                interrupts = channel == CONTROL and _is_interrupt(parts)
+                stream = self._link.streams[number]
+                # As with `signal`: while one is under way, the same one again is not sent twice.
+                if interrupts and interrupt[0] is stream and interrupt[1] > stream.log.start:
+                    continue
                 self._link.send(number, channel, parts)
+                if interrupts:
+                    interrupt = stream, stream.log.end
 
         return forward
 
@@ -520,6 +530,11 @@ class _Request:
     """What it is sent after: a stream, up to an offset."""
     starts: int = 0
     """The stream of the kernel that it starts; 0 where it starts none."""
+
+
+def _is_interrupt(parts: list[Any]) -> bool:
+    frames = signed_frames(parts)
+    return frames is not None and b'"interrupt_request"' in bytes(frames[0])
 
 
 def _no_sockets(error: zmq.ZMQError) -> KernelFailed:
