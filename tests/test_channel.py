@@ -330,6 +330,28 @@ def test_death_is_told_with_status_and_last_words(channel: SessionChannel, tmp_p
     client.close()
 
 
+def test_a_kernel_is_busy_as_long_as_a_cell_runs(channel: SessionChannel, tmp_path: Path) -> None:
+    """What is asked on its control channel meanwhile, or of a subshell, begins and ends with a state of its own."""
+    stream = start_kernel(channel, tmp_path)
+    client = talk(channel, stream)
+    client.run("1")
+    over = tmp_path / "over"
+    cell = client.client.execute(
+        f"import os, time\nprint('here', flush=True)\nwhile not os.path.exists({str(over)!r}): time.sleep(0.01)"
+    )
+    while client.next()["msg_type"] != "stream":
+        pass
+    asked = client.client.session.msg("usage_request", {})
+    client.client.control_channel.send(asked)
+    client.until_idle(asked["header"]["msg_id"])
+    states = [kernel["state"] for kernel in channel.request("kernels").result(30)]
+    over.touch()
+    client.until_idle(cell)
+    states += [kernel["state"] for kernel in channel.request("kernels").result(30)]
+    assert states == ["busy", "idle"]
+    client.close()
+
+
 def test_death_is_told_also_where_not_even_busy_was_said(channel: SessionChannel, tmp_path: Path) -> None:
     """What ipykernel publishes leaves it through another thread: a quick death comes before that."""
     client = talk(channel, start_kernel(channel, tmp_path))

@@ -129,7 +129,12 @@ def signed_frames(parts: list[Any]) -> list[Any] | None:
 def message_id(parts: list[Any]) -> bytes:
     """Return the id that a message's header gives it; empty where there is none."""
     frames = signed_frames(parts)
-    found = None if frames is None else _MESSAGE_ID.search(frames[0])
+    return b"" if frames is None else header_id(frames[0])
+
+
+def header_id(header: Any) -> bytes:
+    """Return the id of the message with this header; empty where there is none."""
+    found = _MESSAGE_ID.search(header)
     return b"" if found is None else bytes(found[1])
 
 

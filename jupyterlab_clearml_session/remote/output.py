@@ -21,6 +21,7 @@ from .messages import (
     SHELL,
     SMALL,
     MessageReader,
+    header_id,
     message_id,
     pack_message,
     packed_size,
@@ -47,13 +48,16 @@ class KernelOutput:
     def __init__(self, log: SendLog) -> None:
         self.log = log
         self.state = "starting"
-        """``starting``, ``busy``, ``idle`` or ``dead``: as the kernel itself said last."""
+        """``starting``, ``busy``, ``idle`` or ``dead``. ``busy`` as long as the kernel works on any request: a
+        subshell or the control channel may be done with one while a cell runs on."""
         self.last_activity = time.monotonic()
         self.key = ""
         self.signature_scheme = "hmac-sha256"
         self.urgent = False
         """True where something was kept that should leave now; see `LAZY` in clients.py."""
         self._busy_parent = b"{}"
+        self._works_on: dict[bytes, bytes] = {}
+        """The requests that the kernel works on, the first one first: header by id."""
         self._unanswered: deque[bytes] = deque()
         self._dropped = 0
         self._dropped_bytes = 0
@@ -62,6 +66,7 @@ class KernelOutput:
         """A process is about to start, which will sign with this key."""
         self.key, self.signature_scheme = key, signature_scheme
         self.state = "starting"
+        self._works_on.clear()
         self._unanswered.clear()
 
     def asked(self, channel: int, parts: list[Any]) -> None:
@@ -182,9 +187,15 @@ class KernelOutput:
         except (ValueError, AttributeError):
             return
         self.last_activity = time.monotonic()
-        if state in ("busy", "idle"):
-            self.state = state
-            self._busy_parent = bytes(frames[1]) if state == "busy" else self._busy_parent
+        if state not in ("busy", "idle"):
+            return
+        parent = bytes(frames[1])
+        if state == "busy":
+            self._works_on[header_id(parent)] = parent
+        elif self._works_on.pop(header_id(parent), None) is None:
+            self._works_on.clear()  # it does not say what it is done with
+        self.state = "busy" if self._works_on else "idle"
+        self._busy_parent = next(iter(self._works_on.values()), self._busy_parent)
 
     def _roomy(self) -> bool:
         # Once output had to be dropped, it begins again only when a quarter of the room is free: one notice
