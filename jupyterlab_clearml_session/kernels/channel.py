@@ -433,12 +433,13 @@ class SessionChannel:
             self._link.resume(number, time.monotonic())
 
     def _remove_port(self, number: int) -> None:
-        port = self._ports.pop(number, None)
+        port = self._ports.get(number)
         if port is None:
             return
         for sock in [*port.sockets.values(), port.heartbeat]:
             self._loop.unwatch(sock)
         port.close()
+        del self._ports[number]
         self._established.discard(number)
         self._link.streams.pop(number, None)
 
