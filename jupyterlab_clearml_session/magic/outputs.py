@@ -29,6 +29,8 @@ class Outputs:
         self._current: str | None = None
         self._last: Mapping[str, Any] | None = None
         self._stream = ""
+        self._errors: list[Mapping[str, Any]] = []
+        """Tracebacks that wait: the last one may be the end of the cell, which the local cell shows as its own."""
 
     def begin(self, message_id: str, parent: Mapping[str, Any]) -> None:
         """Output of ``message_id`` is that of the local cell that runs now and has the header ``parent``."""
@@ -43,8 +45,10 @@ class Outputs:
         while len(self._parents) > _PARENTS_KEPT:
             self._parents.popitem(last=False)
 
-    def end(self) -> None:
-        """What comes from now on comes late."""
+    def end(self, reply: Mapping[str, Any]) -> None:
+        """What comes from now on comes late. ``reply`` is what the cell ended with."""
+        self._errors = [each for each in self._errors if each.get("traceback") != reply.get("traceback")]
+        self._show_errors()
         self.flush()
         self._current = None
 
@@ -59,6 +63,8 @@ class Outputs:
         parent = self._parent(message)
         if show is None or (parent is None and message["msg_type"] not in _WITHOUT_PARENT):
             return
+        if message["msg_type"] == "error" and parent_id not in self._parents:
+            return  # code of ours failed, which is told in another way
         if self._kernel is not None and parent_id != self._current:
             self._show_late(message, parent or {})
             return
@@ -80,6 +86,7 @@ class Outputs:
             "display_data": self._show_display,
             "update_display_data": self._show_display,
             "execute_result": self._show_result,
+            "error": self._hold_error,
             "clear_output": self._clear,
             "comm_open": self._comm,
             "comm_msg": self._comm,
@@ -115,8 +122,21 @@ class Outputs:
     def _comm(self, content: Mapping[str, Any], message: Message) -> None:
         if self._kernel is not None:
             # An output widget takes what comes between two of these: nothing may wait in a buffer meanwhile.
+            self._show_errors()
             self.flush()
             self._pass_on(message, self._parent(message) or {})
+
+    def _hold_error(self, content: Mapping[str, Any], message: Message) -> None:
+        self._errors.append(content)
+
+    def _show_errors(self) -> None:
+        for content in self._errors:
+            self.flush()
+            if self._kernel is None:
+                sys.stdout.write("\n".join(content.get("traceback") or ()) + "\n")
+            else:
+                self._send("error", content, self._parents.get(self._current or "", {}))
+        self._errors.clear()
 
     def _show_late(self, message: Message, parent: Mapping[str, Any]) -> None:
         """Send a message under the header of the cell that it belongs to, which is not the running one."""

@@ -97,7 +97,7 @@ class RemoteKernel:
         reply = self._exchange("execute_request", content, self._local_header(), note)
         seconds = time.monotonic() - began
         show_pages(reply)
-        raise_for(reply, self.where)
+        raise_for(note.named(reply), self.where)
         return note.result(self.where, seconds)
 
     def run_hidden(self, code: str) -> None:
@@ -199,7 +199,7 @@ class RemoteKernel:
                         silent_since = time.monotonic()
         finally:
             if parent is not None:
-                self._outputs.end()
+                self._outputs.end(reply or {})
             self.listen_late()
         return {**reply, "interrupted": pressed}
 

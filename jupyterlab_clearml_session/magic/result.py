@@ -31,6 +31,7 @@ class Note:
     def __init__(self) -> None:
         self._stdout, self._stderr = _Tail(), _Tail()
         self._value: dict[str, Any] | None = None
+        self._error: Mapping[str, Any] = {}
 
     def result(self, where: str, seconds: float) -> RunResult:
         return RunResult(where, seconds, self._stdout.text(), self._stderr.text(), self._value)
@@ -41,6 +42,16 @@ class Note:
             tail.add(content.get("text", ""))
         elif kind == "execute_result":
             self._value = dict(content.get("data") or {})
+        elif kind == "error":
+            self._error = content
+
+    def named(self, reply: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the reply with the name of its exception.
+
+        Of one in the representation of a value, ipykernel only says it in the message that shows it.
+        """
+        shown = self._error.get("traceback")
+        return {**reply, **self._error} if shown and shown == reply.get("traceback") else reply
 
 
 def raise_for(reply: Mapping[str, Any], where: str) -> None:
@@ -55,7 +66,9 @@ def raise_for(reply: Mapping[str, Any], where: str) -> None:
         "evalue": value,
         "traceback": list(reply.get("traceback") or ()),
     }
-    if name == "KeyboardInterrupt" or (reply.get("interrupted") and status in ("abort", "aborted")):
+    # An interrupt cancels a cell that awaits something.
+    cancelled = name == "CancelledError" or status in ("abort", "aborted")
+    if name == "KeyboardInterrupt" or (reply.get("interrupted") and cancelled):
         raise RemoteCellInterrupted(f"The cell was interrupted on {where}.", **detail)
     what = f"{name}: {value}" if value else name
     raise RemoteCellError(f"{what} (on {where})", **detail)

@@ -155,6 +155,25 @@ def test_a_remote_exception_shows_the_remote_traceback(notebook: Notebook) -> No
     assert notebook.ok(caught).stdout == "ZeroDivisionError remote_exception\n"
 
 
+def test_a_traceback_that_ends_no_cell_is_shown_where_it_belongs(notebook: Notebook) -> None:
+    notebook.cell(f"{RUN}\n1/0")
+    outcome = notebook.ok(f"{RUN}\n%tb")
+    assert outcome.error == "ZeroDivisionError: division by zero"
+    code = "import ipywidgets\nout = ipywidgets.Output()\nwith out:\n    int('inside')\nprint('goes on')"
+    outcome = notebook.ok(f"{RUN}\n{code}")
+    assert outcome.error.startswith("ValueError: ")
+    kinds = [m["msg_type"] for m in outcome.messages]
+    assert "comm_msg" in kinds[kinds.index("error") :]  # the widget no longer takes what comes
+    assert outcome.stdout == "goes on\n"
+
+
+def test_an_exception_of_a_value_that_cannot_be_shown_has_its_name(notebook: Notebook) -> None:
+    code = "class Shy:\n    def __repr__(self): raise ValueError('not here')\nShy()"
+    outcome = notebook.cell(f"{RUN}\n{code}")
+    assert outcome.error == "RemoteCellError: ValueError: not here (on far away)"
+    assert len(outcome.of("error")) == 1
+
+
 def test_a_syntax_error_is_a_remote_exception_too(notebook: Notebook) -> None:
     assert notebook.cell(f"{RUN}\nif").error.startswith("RemoteCellError: SyntaxError: ")
 
@@ -212,6 +231,14 @@ def test_an_interrupted_cell_says_so(notebook: Notebook) -> None:
     assert outcome.error == "RemoteCellInterrupted: The cell was interrupted on far away."
     assert "time.sleep(60)" in outcome.traceback
     assert notebook.ok(f"{RUN}\n1").result == "1"
+
+
+def test_an_interrupted_cell_that_awaits_something_says_so(notebook: Notebook) -> None:
+    code = "import asyncio\nprint('begun', flush=True)\nawait asyncio.sleep(60)"
+    outcome = notebook.cell(f"{RUN}\n{code}", during=_when_begun(notebook.interrupt))
+    assert outcome.error == "RemoteCellInterrupted: The cell was interrupted on far away."
+    raised = notebook.cell(f"{RUN}\nraise asyncio.CancelledError('of itself')")
+    assert raised.error == "RemoteCellError: CancelledError: of itself (on far away)"
 
 
 def test_an_interrupt_while_input_is_asked_for(notebook: Notebook) -> None:
