@@ -17,6 +17,7 @@ from .errors import (
     TunnelDown,
     UnknownQueue,
     UnknownSession,
+    UnknownTask,
 )
 from .models import SshTarget
 from .phases import services
@@ -25,6 +26,7 @@ from .ssh.probe import jupyter_status
 from .ssh.tunnel import Tunnel
 
 _CONNECT_DEADLINE = 20.0
+_WHERE_IDS_ARE = "'%clearml_session list' lists the sessions with their ids."
 
 Step = tuple[str, Callable[[], Awaitable[str]]]
 
@@ -108,11 +110,12 @@ class _Doctor:
         return ", ".join(f"{queue.name} ({len(queue.workers)} agents)" for queue in queues)
 
     async def session(self) -> str:
-        task = await self._client.task(self._session_id)
+        try:
+            task = await self._client.task(self._session_id)
+        except UnknownTask as error:
+            raise UnknownSession(error.message, hint=_WHERE_IDS_ARE) from None
         if "interactive" not in task.system_tags:
-            raise UnknownSession(
-                "This Task is not an interactive session", hint="'%clearml_session list' lists them."
-            )
+            raise UnknownSession("This Task is not an interactive session", hint=_WHERE_IDS_ARE)
         published = services(task)
         if task.status != "in_progress":
             raise SessionFailed(

@@ -76,7 +76,9 @@ def test_each_step_to_a_session(
         ("0" * 32, "ClearML has no such Task"),
         (training, "This Task is not an interactive session"),
     ]:
-        assert f"FAIL  session: {says}" in doctor({}, "--session", wanted)[1]
+        said = doctor({}, "--session", wanted)[1]
+        assert f"FAIL  session: {says}" in said
+        assert "'%clearml_session list' lists" in said
     assert "FAIL  session: The session is created" in doctor({}, "--session", session)[1]
     clearml_server.call("tasks.started", task=session, force=True)
     assert "has not published its services yet" in doctor({}, "--session", session)[1]
