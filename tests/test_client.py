@@ -182,6 +182,7 @@ async def test_configure_writes_nothing_where_the_credentials_are_no_good(
         ("api_server", "not an address"),
         ("api_server", "ftp://host"),
         ("api_server", "http://host:port"),
+        ("api_server", "http://name:password@host"),
         ("api_server", ""),
         ("access_key", None),
         ("secret_key", 7),

@@ -127,6 +127,8 @@ def write(credentials: Mapping[str, str]) -> Path:
 def _is_address(value: str) -> bool:
     try:
         parts = urlsplit(value)
+        if parts.username is not None:
+            return False  # it would be sent in place of the token, and shown wherever the address is
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         return False
