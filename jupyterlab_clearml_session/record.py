@@ -128,6 +128,7 @@ class Record:
             ),
         )
         task = self.task
+        mine = user is not None and task.user is not None and task.user.id == user.id
         session = Session(
             id=task.id,
             name=task.name,
@@ -141,8 +142,8 @@ class Record:
             project=task.project.name if task.project else "",
             tags=task.tags,
             comment=task.comment,
-            user=task.user,
-            mine=user is not None and task.user is not None and task.user.id == user.id,
+            user=user if mine else task.user,  # a Task that was just launched names only the id
+            mine=mine,
             created=task.created,
             started=task.started,
             ended=task.completed,

@@ -110,6 +110,8 @@ async def test_a_session_waits_in_its_queue_and_is_aborted_there(call: Call) -> 
     status, session = await call("POST", "sessions", SPEC)
     assert status == 202
     assert session["phase"] == "queued"
+    assert session["user"] == (await call("GET", "status"))[1]["user"]
+    assert session["project"] == "DevOps"
     waiting = await until_phase(call, session["id"], "queued")
     _, listed = await call("GET", "sessions")
     assert [found["id"] for found in listed["sessions"]] == [session["id"]]

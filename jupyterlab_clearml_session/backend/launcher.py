@@ -100,7 +100,7 @@ class Launcher:
             git_files=files,
         )
         task_id, body = await self._create(spec, materials)
-        task = self._task(task_id, body, queue, spec, session.user_id())
+        task = self._task(task_id, body, queue, _project_name(spec, source), session.user_id())
         try:
             if created is not None:
                 created(replace(task, status="created"))
@@ -273,7 +273,7 @@ class Launcher:
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         return await self._client.run(function, *args, deadline=_LOCAL_DEADLINE)
 
-    def _task(self, task_id: str, body: Mapping[str, Any], queue: Queue, spec: LaunchSpec, user: str) -> Task:
+    def _task(self, task_id: str, body: Mapping[str, Any], queue: Queue, project: str, user: str) -> Task:
         """Return the new Task without asking for it; the next poll brings the server's own view."""
         now = reading.now()
         task = reading.task(
@@ -285,7 +285,7 @@ class Launcher:
                 "created": now,
                 "last_update": now,
                 "user": {"id": user},
-                "project": {"id": body.get("project"), "name": spec.project or ""},
+                "project": {"id": body.get("project"), "name": project},
                 "execution": {"queue": {"id": queue.id, "name": queue.name}},
             }
         )
@@ -294,6 +294,13 @@ class Launcher:
 
 def _find(queues: Iterable[Queue], wanted: str) -> Queue | None:
     return next((queue for queue in queues if wanted in (queue.id, queue.name)), None)
+
+
+def _project_name(spec: LaunchSpec, source: Mapping[str, Any] | None) -> str:
+    if spec.project is None and source is not None:
+        project = source.get("project")
+        return str(project.get("name") or "") if isinstance(project, Mapping) else ""
+    return spec.project or DEFAULT_PROJECT
 
 
 def _artifacts(source: Mapping[str, Any]) -> list[Any]:
