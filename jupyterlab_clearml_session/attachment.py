@@ -85,8 +85,8 @@ class Attachment:
 
     def reconnect(self) -> None:
         """Connect anew now, also after a fatal cause."""
+        self.tunnel.reconnect()  # first: a tunnel that is up says what is known of the Jupyter
         self._learn(jupyter=False, trouble=None)
-        self.tunnel.reconnect()
         if self._watcher is None or self._watcher.done():
             self._start_watching()
         self._look.set()

@@ -140,6 +140,26 @@ async def test_the_whole_way_to_ready_and_back(call: Call, clearml_server: Clear
         await until_phase(call, session_id, "ready")
 
 
+async def test_a_connection_that_is_made_anew_is_never_told_as_up(
+    call: Call, clearml_server: ClearMLUnderTest, jp_serverapp: ServerApp
+) -> None:
+    told: list[tuple[str, str]] = []
+    async with remote_side() as (ssh, jupyter):
+        session_id = await launched_session(call, clearml_server, ssh, jupyter)
+        await until_phase(call, session_id, "ready")
+
+        def note(event: SessionEvent) -> None:
+            assert event.session is not None
+            told.append((event.session.phase.value, event.session.tunnel.state.value))
+
+        jp_serverapp.web_app.settings["clearml_session_manager"].subscribe(note)
+        status, session = await call("POST", f"sessions/{session_id}/reconnect")
+        assert (status, session["phase"]) == (202, "reconnecting")
+        assert session["tunnel"]["state"] == "reconnecting"
+        await until_phase(call, session_id, "ready")
+    assert told[0] == ("reconnecting", "reconnecting")
+
+
 async def test_a_host_that_has_another_key_is_never_spoken_to(
     call: Call, clearml_server: ClearMLUnderTest
 ) -> None:

@@ -114,6 +114,9 @@ class Tunnel:
         if self._runner is None or self._runner.done():
             self.start()
             return
+        if self._status.state is TunnelState.UP:
+            # Whoever asked is answered before `_run` comes to it.
+            self._set(TunnelState.RECONNECTING, attempt=1)
         self._kick.set()
 
     async def wait_up(self, timeout: float) -> None:
