@@ -98,7 +98,13 @@ BROKEN = [
     b"HTTP/1.1 200 OK\nX: a\n\nHTTP/1.1 200 OK\r\n\r\n",
     b"HTTP/1.1 200 OK" + b"\r\nX: a" * 10_000 + b"\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000,
+    b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+    b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;" + b"a" * 2_000 + b"\r\nabc\r\n0\r\n\r\n",
     b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+    b"-ERR unknown command\r\n",
+    b"\x15\x03\x01\x00\x02\x02\x46",
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
 ]
 

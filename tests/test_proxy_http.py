@@ -183,7 +183,8 @@ async def test_head_and_empty_answers(proxy: Proxy) -> None:
 async def test_body_until_close_and_trailers(proxy: Proxy) -> None:
     proxy.service.reply = canned(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
     assert b"d\r\nuntil the end\r\n0\r\n\r\n" in await raw(proxy, head(proxy, "GET", "/"))
-    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nX-Trailer: 1\r\n\r\n"
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nX-Trailer: 1\r\n"
+    chunks += b"X-Long: " + b"1" * 5_000 + b"\r\n\r\n"
     proxy.service.reply = canned(chunks, keep_open=True)
     answer = await raw(proxy, head(proxy, "GET", "/"))
     assert b"3\r\nabc\r\n0\r\n\r\n" in answer

@@ -24,6 +24,8 @@ Headers = list[tuple[str, str]]
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TARGET = re.compile(r"[\x21-\x7e]+")
+_START = b"HTTP/1."
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\x20-\x7e\x80-\xff\t]*))?")
 _HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
@@ -117,6 +119,11 @@ def response_head(data: bytes, method: str) -> ResponseHead:
         length=length,
         keep_alive=(chunked or length is not None) and _keep_alive(match[1] == b"1", headers),
     )
+
+
+def may_begin_head(data: bytes) -> bool:
+    """Whether a response head may begin like this. Who speaks another protocol may never say what ends a head."""
+    return data.startswith(_START[: len(data)]) and _BARE_LINE_FEED.search(data) is None
 
 
 def fields(lines: Iterable[bytes]) -> Headers | None:

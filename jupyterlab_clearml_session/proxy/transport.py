@@ -367,11 +367,13 @@ class Exchange:
                 raise RemoteBadAnswer(_NO_ANSWER)
             buffer = buffer + data if buffer else data
             end = buffer.find(http1.END_OF_HEAD)
+            if (len(buffer) if end < 0 else end) > http1.MAX_HEAD:
+                raise RemoteBadAnswer("The remote service sent a head that is too long.")
             if end >= 0:
                 self.channel.unread(buffer[end + 4 :])
                 return buffer[:end]
-            if len(buffer) > http1.MAX_HEAD:
-                raise RemoteBadAnswer("The remote service sent a head that is too long.")
+            if not http1.may_begin_head(buffer):
+                raise RemoteBadAnswer("The remote service does not speak HTTP.")
 
     def _can_start_again(self, buffer: bytes) -> bool:
         given_up = self._closed or self._expired
@@ -391,19 +393,19 @@ class Exchange:
             if await self._line():
                 raise RemoteBadAnswer("The remote service sent a malformed chunk.")
         trailers = 0
-        while line := await self._line():
+        while line := await self._line(http1.MAX_HEAD):
             trailers += len(line)
             if trailers > http1.MAX_HEAD:
                 raise RemoteBadAnswer("The remote service sent trailers that are too long.")
 
-    async def _line(self) -> bytes:
+    async def _line(self, limit: int = http1.MAX_CHUNK_LINE) -> bytes:
         buffer = b""
-        while (end := buffer.find(b"\r\n")) < 0:
-            if len(buffer) > http1.MAX_CHUNK_LINE:
-                raise RemoteBadAnswer("The remote service sent a line that is too long.")
+        while (end := buffer.find(b"\r\n")) < 0 and len(buffer) <= limit:
             data = await self.channel.read()
             if not data:
                 raise RemoteBadAnswer(_BROKEN_OFF)
             buffer = buffer + data if buffer else data
+        if (len(buffer) if end < 0 else end) > limit:
+            raise RemoteBadAnswer("The remote service sent a line that is too long.")
         self.channel.unread(buffer[end + 2 :])
         return buffer[:end]
