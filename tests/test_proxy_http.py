@@ -118,6 +118,12 @@ async def test_cookies_of_the_service_come_back_to_it(proxy: Proxy) -> None:
 
 
 @BOTH_WAYS
+async def test_path_in_another_encoding_arrives_as_it_is(proxy: Proxy) -> None:
+    assert (await raw(proxy, head(proxy, "GET", "/caf%E9/%ff"))).startswith(b"HTTP/1.1 200")
+    assert proxy.service.requests[-1].target == "/caf%E9/%ff"
+
+
+@BOTH_WAYS
 async def test_prefix_is_kept_for_services_that_know_it(proxy: Proxy) -> None:
     path = f"{proxy.base}/port-absolute/{proxy.service.port}/x"
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"

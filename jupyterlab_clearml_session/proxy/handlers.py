@@ -227,6 +227,10 @@ class ProxyHandler(JupyterHandler):
             self.set_header(name, value)
         return self.finish(body)
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Let a path be in another encoding than UTF-8: the service gets it as it came."""
+        return value.decode("utf-8", "replace") if name is None else super().decode_argument(value, name)
+
     def compute_etag(self) -> None:
         """Tags are the remote service's business."""
 
