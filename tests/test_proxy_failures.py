@@ -30,6 +30,15 @@ async def test_ambiguous_request_is_refused(proxy: Proxy) -> None:
     assert proxy.service.requests == []
 
 
+async def test_coding_of_a_client_whose_protocol_knows_none_is_refused(proxy: Proxy) -> None:
+    lines = ("Transfer-Encoding: chunked", "Connection: keep-alive")
+    request = head(proxy, "POST", "/", *lines, close=False).replace(b"HTTP/1.1", b"HTTP/1.0")
+    answer = await raw(proxy, request + b"3\r\nabc\r\n0\r\n\r\n" + head(proxy, "GET", "/smuggled"))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert proxy.service.requests == []
+
+
 async def test_ambiguous_request_line_or_end_is_refused(proxy: Proxy) -> None:
     first, _, lines = head(proxy, "GET", "/").partition(b"\r\n")
     target = first.split(b" ")[1]

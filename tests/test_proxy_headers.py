@@ -201,6 +201,11 @@ def test_ambiguous_response_is_refused(head: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 3", "GET", (False, 3, False)),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 3", "GET", (False, 3, False)),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\nConnection: keep-alive", "GET", (False, 3, True)),
+        (
+            b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive",
+            "GET",
+            (True, None, False),
+        ),
         (b"HTTP/1.1 200", "GET", (False, None, False)),
     ],
 )

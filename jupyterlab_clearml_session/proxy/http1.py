@@ -73,7 +73,7 @@ def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -
         raise InvalidInput("A request header is malformed.", field="headers") from exc
 
 
-def request_framing(headers: Iterable[tuple[str, str]]) -> tuple[bool, str | None]:
+def request_framing(headers: Iterable[tuple[str, str]], version: str) -> tuple[bool, str | None]:
     """Return how the body of a browser's request is framed: (chunked, Content-Length).
 
     Tornado checks this as well, but only once it reads the body; by then the head is on its way.
@@ -87,7 +87,9 @@ def request_framing(headers: Iterable[tuple[str, str]]) -> tuple[bool, str | Non
     lengths = [value for name, value in headers if name.lower() == "content-length"]
     codings = [value.lower() for name, value in headers if name.lower() == "transfer-encoding"]
     malformed = len(lengths) > 1 or any(not re.fullmatch(r"[0-9]{1,18}", value) for value in lengths)
-    if malformed or (codings and (lengths or codings != ["chunked"])):
+    # HTTP/1.0 knows no coding: whoever speaks it in between took the body for the next request (RFC 9112 6.1).
+    unknown = codings and (lengths or codings != ["chunked"] or version == "HTTP/1.0")
+    if malformed or unknown:
         raise InvalidInput("The length of the request's body is ambiguous.", field="headers")
     return bool(codings), lengths[0] if lengths else None
 
@@ -117,7 +119,8 @@ def response_head(data: bytes, method: str) -> ResponseHead:
         headers=headers,
         chunked=chunked,
         length=length,
-        keep_alive=(chunked or length is not None) and _keep_alive(match[1] == b"1", headers),
+        keep_alive=(length is not None or (chunked and match[1] == b"1"))
+        and _keep_alive(match[1] == b"1", headers),
     )
 
 

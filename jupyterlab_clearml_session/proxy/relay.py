@@ -128,7 +128,7 @@ class Relay:
             raise ConnectionLost("The browser went away while the tunnel was being connected.")
         self._route = route
         method = self._request.method or "GET"
-        chunked, length = http1.request_framing(self._request.headers.get_all())
+        chunked, length = http1.request_framing(self._request.headers.get_all(), self._request.version)
         has_body = chunked or (length is not None and length != "0")
         pool = self._state.pool(tunnel)
         self._cookies = pool.cookies[route.port]
