@@ -78,6 +78,15 @@ def test_request_headers() -> None:
         ("Cookie", 'username-lab="secret"; app=1; _xsrf=secret; other=secret'),
         ("Authorization", "token secret"),
         ("X-XSRFToken", "secret"),
+        ("X-CSRFToken", "secret"),
+        ("X-CSRFToken", "2|1a2b3c4d|5e6f|1700000000"),
+        ("X-Auth-Request-Access-Token", "secret"),
+        ("X-Amzn-Oidc-Accesstoken", "secret"),
+        ("X-Goog-Iap-Jwt-Assertion", "secret"),
+        ("X-Goog-Authenticated-User-Email", "secret"),
+        ("Cf-Access-Jwt-Assertion", "secret"),
+        ("X-Ms-Token-Aad-Access-Token", "secret"),
+        ("X-Ms-Client-Principal", "secret"),
         ("X-Forwarded-For", "10.0.0.1"),
         ("Forwarded", "for=10.0.0.1"),
         ("Connection", "keep-alive, X-Private"),
@@ -98,6 +107,11 @@ def test_request_headers() -> None:
         ("Referer", "http://localhost:3000/x?y=1"),
         ("Accept", "*/*"),
     ]
+
+
+def test_a_services_own_csrf_value_arrives() -> None:
+    sent = [("Cookie", "csrftoken=its-own; _xsrf=secret"), ("X-CSRFToken", "its-own")]
+    assert to_remote(sent, STRIPPED, "lab:1", {"csrftoken"})[1:] == [("Cookie", "csrftoken=its-own"), sent[1]]
 
 
 def test_referer_from_elsewhere_and_foreign_origin_tell_nothing() -> None:
@@ -127,6 +141,8 @@ def test_response_headers() -> None:
         ("Access-Control-Allow-Origin", "*"),
         ("WWW-Authenticate", "Basic"),
         ("Alt-Svc", "h3"),
+        ("Accept-CH", "Sec-CH-UA-Model"),
+        ("Set-Login", "logged-in"),
         ("Service-Worker-Allowed", "/../../"),
     ]
     assert to_browser(sent, STRIPPED) == [

@@ -48,8 +48,26 @@ NOT_TO_REMOTE = frozenset(
 )
 """The local server's secrets, and where the browser and the local server are. Some are set anew below."""
 
+TOLD_BY_PROXIES = (
+    "cf-access-",
+    "proxy-",
+    "x-amzn-oidc-",
+    "x-auth-request-",
+    "x-forwarded-",
+    "x-goog-authenticated-user-",
+    "x-goog-iap-",
+    "x-jupyterhub-",
+    "x-ms-client-principal",
+    "x-ms-token-",
+)
+"""How names begin by which something before the local server tells it where a request comes from and who asks.
+
+Some hold a token that opens the local server as well.
+"""
+
 NOT_TO_BROWSER = frozenset(
     {
+        "accept-ch",
         "alt-svc",
         "clear-site-data",
         "nel",
@@ -58,6 +76,7 @@ NOT_TO_BROWSER = frozenset(
         "report-to",
         "reporting-endpoints",
         "set-cookie",
+        "set-login",
         "strict-transport-security",
         "www-authenticate",
     }
@@ -135,7 +154,10 @@ def to_remote(
             referer = _referer(value, local_host, route)
             if referer:
                 result.append(("Referer", referer))
-        elif key not in dropped and not key.startswith(("x-forwarded-", "x-jupyterhub-", "proxy-")):
+        elif key == "x-csrftoken":
+            if not _is_local_xsrf(value, headers):  # Django, Flask-WTF and others take theirs there
+                result.append((name, value))
+        elif key not in dropped and not key.startswith(TOLD_BY_PROXIES):
             result.append((name, value))
     if route.token:
         result.append(("Authorization", f"token {route.token}"))
@@ -228,6 +250,12 @@ def _named_by_connection(headers: Iterable[tuple[str, str]]) -> frozenset[str]:
 def _cookies_for_remote(value: str, names: Container[str]) -> str:
     pairs = (pair.strip() for pair in value.split(";"))
     return "; ".join(pair for pair in pairs if pair and pair.partition("=")[0].strip() in names)
+
+
+def _is_local_xsrf(value: str, headers: Headers) -> bool:
+    """Whether it is the local server's XSRF value: as in its cookie, or masked anew, which Tornado begins by 2."""
+    cookies = (pair.strip() for name, text in headers if name.lower() == "cookie" for pair in text.split(";"))
+    return value.startswith("2|") or f"_xsrf={value}" in cookies
 
 
 def _cookie_path(path: str, route: Route) -> str:
