@@ -189,7 +189,7 @@ class SessionFailed(ClearMLSessionError):
 
 
 class SetupDeadline(SessionFailed):
-    """The session runs, but its SSH server never published a port."""
+    """The session runs, but its SSH server, or else its Jupyter, did not come up in time."""
 
     code = "setup_deadline"
     default_hint = "The remote machine could not start an SSH server: look at the log, or force dropbear."

@@ -162,9 +162,10 @@ def _over(task: Task, known: Circumstances) -> Standing:
 
 def _starting(task: Task, published: Services, known: Circumstances) -> Standing:
     if known.overdue:
-        missing = "the remote Jupyter server" if published.internal_ssh_port else "the remote SSH server"
+        missing = "Jupyter" if published.internal_ssh_port else "SSH"
+        hint = SessionFailed.default_hint if published.internal_ssh_port else None
         late = SetupDeadline(
-            f"{missing[0].upper()}{missing[1:]} did not come up in time", log_tail=list(known.log_tail)
+            f"The remote {missing} server did not come up in time", hint=hint, log_tail=list(known.log_tail)
         )
         return Standing(Phase.FAILED, late.message, error=late.to_json())
     text = "Starting Jupyter" if published.internal_ssh_port else "Setting up the machine"

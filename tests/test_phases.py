@@ -80,6 +80,20 @@ def test_stand(seen: Task, known: Circumstances, phase: Phase, code: str | None)
     assert "hunter2" not in repr(standing)
 
 
+@pytest.mark.parametrize(
+    ("published", "missing", "advice"),
+    [({}, "SSH", "force dropbear"), ({"properties/internal_ssh_port": "10022"}, "Jupyter", "of the log")],
+)
+def test_what_came_too_late_is_named_with_what_helps_there(
+    published: dict[str, str], missing: str, advice: str
+) -> None:
+    error = stand(task("in_progress", parameters=published), Circumstances(overdue=True)).error
+    assert error is not None
+    assert error["message"] == f"The remote {missing} server did not come up in time"
+    assert advice in error["hint"]
+    assert (missing == "SSH") == ("SSH" in error["hint"])
+
+
 def test_a_failed_session_shows_its_log_tail() -> None:
     standing = stand(task("failed"), Circumstances(log_tail=("no such package",)))
     assert standing.error is not None
