@@ -75,6 +75,12 @@ class NotDebuggable(InvalidInput):
     code = "not_debuggable"
 
 
+class NotARepository(InvalidInput):
+    """The folder does not lie in a git repository."""
+
+    code = "not_a_repository"
+
+
 class UnknownSession(ClearMLSessionError):
     """No session has this id (or the id is not one)."""
 
@@ -162,6 +168,12 @@ class ClearMLBadAnswer(ClearMLSessionError):
     default_hint = "Is the address really that of a ClearML API server (usually port 8008)?"
 
 
+class UnknownEndpoint(ClearMLBadAnswer):
+    """The server does not have this call (an open-source server has no vaults, say)."""
+
+    code = "clearml_unknown_endpoint"
+
+
 class BadCredentials(ClearMLSessionError):
     """The ClearML API server does not accept the credentials."""
 
@@ -175,6 +187,14 @@ class Forbidden(ClearMLSessionError):
 
     code = "forbidden"
     status = 403
+
+
+class UploadFailed(ClearMLSessionError):
+    """The file server did not take the session's files."""
+
+    code = "upload_failed"
+    status = 502
+    default_hint = "Is there room on ClearML's file server, and may you write to it?"
 
 
 # -- the life of a session ---------------------------------------------------------------------------------
@@ -225,6 +245,14 @@ class RemoteJupyterGone(ClearMLSessionError):
     default_hint = (
         "It may have been ended or run out of memory. Kernels started from here are not affected by it."
     )
+
+
+class WorkspaceFailed(ClearMLSessionError):
+    """The workspace could not be packed on the remote machine, or not be kept here for the upload."""
+
+    code = "workspace_failed"
+    status = 424
+    default_hint = "Does the folder exist over there, and can it be read?"
 
 
 # -- the tunnel --------------------------------------------------------------------------------------------
@@ -382,6 +410,29 @@ class LocalModeFailed(ClearMLSessionError):
 
     code = "local_mode_failed"
     status = 424
+
+
+class GitFailed(ClearMLSessionError):
+    """git is missing, or failed, or took too long on the local repository."""
+
+    code = "git_failed"
+    status = 424
+
+
+class PresetsUnwritable(ClearMLSessionError):
+    """The file of the presets cannot be read or written."""
+
+    code = "presets_unwritable"
+    status = 424
+    default_hint = "Look at the rights of the folder, and whether the disk is full."
+
+
+class RemoteScriptMissing(ClearMLSessionError):
+    """The clearml-session package, whose remote script every session runs, is not installed."""
+
+    code = "remote_script_missing"
+    status = 424
+    default_hint = "Install it: pip install 'clearml-session>=0.17,<0.18'."
 
 
 # -- the magic ---------------------------------------------------------------------------------------------

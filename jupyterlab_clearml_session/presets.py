@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import ClearMLSessionError, InvalidInput, UnknownPreset
+from .errors import InvalidInput, PresetsUnwritable, UnknownPreset
 from .files import write_private
 from .launch_spec import LaunchSpec
 
@@ -38,14 +38,6 @@ _CLI_NAMES = {"session_name": "name", "session_tags": "tags"}
 _CLI_LEFT_OUT = frozenset(
     {"password", "upload_files", "continue_session", "debugging_session", "requirements"}
 )
-
-
-class PresetsUnwritable(ClearMLSessionError):
-    """The file of the presets cannot be read or written."""
-
-    code = "presets_unwritable"
-    status = 424
-    default_hint = "Look at the rights of the folder, and whether the disk is full."
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .backend import init_script
-from .errors import ClearMLSessionError, Conflict, InvalidInput
+from .errors import Conflict, InvalidInput, WorkspaceFailed
 from .models import Session
 from .sessions import SessionManager
 from .ssh.tunnel import Tunnel
@@ -25,14 +25,6 @@ _STRICT = "set -u;"
 """A variable that is not there must not become another folder: ``cd ""`` stays in the home folder."""
 _storing: set[str] = set()
 """The ids of the sessions whose workspace is being stored: both archives would go to the same place."""
-
-
-class WorkspaceFailed(ClearMLSessionError):
-    """The workspace could not be packed on the remote machine, or not be kept here for the upload."""
-
-    code = "workspace_failed"
-    status = 424
-    default_hint = "Does the folder exist over there, and can it be read?"
 
 
 async def store(sessions: SessionManager, session_id: str) -> Session:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from jupyterlab_clearml_session.backend import configuration
-from jupyterlab_clearml_session.backend.answers import UnknownEndpoint, data, failure
+from jupyterlab_clearml_session.backend.answers import data, failure
 from jupyterlab_clearml_session.backend.client import ClearMLClient
 from jupyterlab_clearml_session.backend.connection import Connection
 from jupyterlab_clearml_session.backend.reading import log_lines, microseconds
@@ -36,6 +36,7 @@ from jupyterlab_clearml_session.errors import (
     Forbidden,
     InvalidInput,
     NotConfigured,
+    UnknownEndpoint,
     UnknownQueue,
     UnknownTask,
     WrongPhase,

@@ -11,7 +11,7 @@ import asyncssh
 import pytest
 
 from jupyterlab_clearml_session.backend import host_keys, remote_script
-from jupyterlab_clearml_session.backend.remote_script import RemoteScriptMissing
+from jupyterlab_clearml_session.errors import RemoteScriptMissing
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jupyterlab_clearml_session import errors
+
 PACKAGE = "jupyterlab_clearml_session"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
@@ -88,3 +90,16 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         for module, rooms in CONFINED.items():
             if parts[0] == module:
                 assert room in rooms, f"{room} may not import {module}"
+
+
+def test_every_failure_stands_in_errors() -> None:
+    failures = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+    elsewhere = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in MODULES
+        if path != ROOT / "errors.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and failures & {base.id for base in node.bases if isinstance(base, ast.Name)}
+    ]
+    assert elsewhere == []

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jupyterlab_clearml_session.errors import InvalidInput, UnknownPreset
+from jupyterlab_clearml_session.errors import InvalidInput, PresetsUnwritable, UnknownPreset
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
-from jupyterlab_clearml_session.presets import PresetManager, PresetsUnwritable, spec_of_cli
+from jupyterlab_clearml_session.presets import PresetManager, spec_of_cli
 
 SPEC = LaunchSpec.from_json({"queue": "gpu", "packages": ["torch"], "env": {"A": "1"}, "password": "hunter2"})
 

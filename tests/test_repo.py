@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from jupyterlab_clearml_session.backend.client import ClearMLClient
-from jupyterlab_clearml_session.backend.repo import GitFailed, RepoSnapshot, collect_repo, without_credentials
-from jupyterlab_clearml_session.errors import InvalidInput
+from jupyterlab_clearml_session.backend.repo import RepoSnapshot, collect_repo, without_credentials
+from jupyterlab_clearml_session.errors import GitFailed, InvalidInput
 from jupyterlab_clearml_session.launch_spec import LaunchSpec
 
 PRIVATE_KEY = "-----BEGIN RSA PRIVATE KEY-----\nabc\n"

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from jupyterlab_clearml_session import workspace
-from jupyterlab_clearml_session.errors import Conflict
+from jupyterlab_clearml_session.errors import Conflict, WorkspaceFailed
 from jupyterlab_clearml_session.sessions import SessionManager
 
 from .sshd_fixture import ssh_server
@@ -74,7 +74,7 @@ async def test_a_folder_that_is_not_there_does_not_replace_the_snapshot(
     monkeypatch.setattr(asyncio, "create_subprocess_shell", with_bash)
     async with one_session() as one:
         one.folder = folder
-        with pytest.raises(workspace.WorkspaceFailed):
+        with pytest.raises(WorkspaceFailed):
             await one.store()
         assert one.stored == []
 
@@ -91,7 +91,7 @@ async def test_variables_in_the_folder_s_name_are_those_over_there(
         for one.folder in (f"~/{folder.name}", f"$HOME/{folder.name}", f"${{HOME}}/{folder.name}"):
             assert await one.store() == [".", "./note.txt"]
         for one.folder in ("$NO_SUCH_VARIABLE", "$NO_SUCH_VARIABLE/"):
-            with pytest.raises(workspace.WorkspaceFailed):
+            with pytest.raises(WorkspaceFailed):
                 await one.store()
         assert len(one.stored) == 3
 
@@ -119,5 +119,5 @@ async def test_a_full_disk_on_this_machine_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(workspace, "_NAME", "/dev/full")
     async with one_session() as one:
         one.folder = str(tmp_path)
-        with pytest.raises(workspace.WorkspaceFailed, match="No space left"):
+        with pytest.raises(WorkspaceFailed, match="No space left"):
             await one.store()

@@ -11,16 +11,11 @@ from ..errors import (
     ClearMLSessionError,
     Forbidden,
     InvalidInput,
+    UnknownEndpoint,
     UnknownQueue,
     UnknownTask,
     WrongPhase,
 )
-
-
-class UnknownEndpoint(ClearMLBadAnswer):
-    """The server does not have this call (an open-source server has no vaults, say)."""
-
-    code = "clearml_unknown_endpoint"
 
 
 def data(status: int, text: str) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from ..errors import (
     Forbidden,
     InvalidInput,
     NotConfigured,
+    UnknownEndpoint,
     UnknownTask,
     WrongPhase,
 )
 from ..launch_spec import LaunchSpec
 from ..models import BackendStatus, LogLine, Queue, Ref, Task
 from . import configuration, host_keys, reading, uploads
-from .answers import UnknownEndpoint
 from .connection import Connection, configured_host
 from .launch import SYSTEM_TAG, full_spec, with_host_keys
 from .launcher import Created, Launcher, Progress

@@ -6,15 +6,7 @@ import functools
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from ..errors import ClearMLSessionError
-
-
-class RemoteScriptMissing(ClearMLSessionError):
-    """The clearml-session package, whose remote script every session runs, is not installed."""
-
-    code = "remote_script_missing"
-    status = 424
-    default_hint = "Install it: pip install 'clearml-session>=0.17,<0.18'."
+from ..errors import RemoteScriptMissing
 
 
 @functools.lru_cache(maxsize=4)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from ..errors import ClearMLSessionError, InvalidInput
+from ..errors import GitFailed, InvalidInput, NotARepository
 from ..launch_fields import MAX_DIFF
 from ..launch_spec import CloneRepo
 
@@ -63,19 +63,6 @@ _DIFF = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-
-
-class NotARepository(InvalidInput):
-    """The folder does not lie in a git repository."""
-
-    code = "not_a_repository"
-
-
-class GitFailed(ClearMLSessionError):
-    """git is missing, or failed, or took too long on the local repository."""
-
-    code = "git_failed"
-    status = 424
 
 
 @dataclass(frozen=True)

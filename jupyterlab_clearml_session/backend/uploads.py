@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urlsplit
 from zipfile import ZIP_DEFLATED, ZipFile
 
-from ..errors import ClearMLSessionError, ClearMLUnreachable, InvalidInput
+from ..errors import ClearMLUnreachable, InvalidInput, UploadFailed
 
 if TYPE_CHECKING:
     from .sdk import BoundedSession
@@ -29,14 +29,6 @@ Tell = Callable[[str, float], None]
 
 _MAX_PREVIEW = 65536
 _TIMEOUT = (5.0, 60.0)
-
-
-class UploadFailed(ClearMLSessionError):
-    """The file server did not take the session's files."""
-
-    code = "upload_failed"
-    status = 502
-    default_hint = "Is there room on ClearML's file server, and may you write to it?"
 
 
 def check(paths: Sequence[str]) -> None:

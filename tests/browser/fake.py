@@ -17,8 +17,12 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 
 import jupyterlab_clearml_session
-from jupyterlab_clearml_session.backend.repo import NotARepository
-from jupyterlab_clearml_session.errors import ClearMLSessionError, InvalidInput, UnknownSession
+from jupyterlab_clearml_session.errors import (
+    ClearMLSessionError,
+    InvalidInput,
+    NotARepository,
+    UnknownSession,
+)
 from jupyterlab_clearml_session.launch_spec import LaunchSpec, json_schema
 from jupyterlab_clearml_session.models import Phase
 from tests.browser import stage
