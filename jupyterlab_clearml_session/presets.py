@@ -129,10 +129,8 @@ class PresetManager:
         with contextlib.suppress(PresetsUnwritable):
             await self._change(note)
 
-    async def import_cli(
-        self, path: Path | None = None, name: str = CLI_PRESET
-    ) -> tuple[LaunchSpec, list[str]]:
-        """Store what the command line remembered as a preset; return it, and which entries could not be taken.
+    async def import_cli(self, path: Path | None = None) -> tuple[LaunchSpec, list[str]]:
+        """Store what the command line remembered as `CLI_PRESET`; return it, and the entries that it cannot hold.
 
         Its password is never taken. Raises UnknownPreset where the command line has left nothing, and InvalidInput
         where that cannot be read.
@@ -147,7 +145,7 @@ class PresetManager:
         if not isinstance(state, dict):
             raise InvalidInput(f"{state_file.name} is not a file of clearml-session.", field="path")
         spec, refused = spec_of_cli(state)
-        await self.save(name, spec)
+        await self.save(CLI_PRESET, spec)
         return spec, refused
 
     # -- the file --------------------------------------------------------------------------------------

@@ -110,10 +110,9 @@ class ClearMLClient(Configurable):
     def web_server(self) -> str | None:
         """Return the address of ClearML's web page, once logged in; None where there is none."""
         session = self._connection.session
-        given = (self._connection.credentials or {}).get("web_server")
         if session is None:
-            return given or None
-        return session.web_server(given) or None
+            return (self._connection.credentials or {}).get("web_server")
+        return session.web_server() or None
 
     async def status(self) -> BackendStatus:
         """Return where we stand. A server that is away or refuses us is part of the answer; nothing is raised."""
@@ -340,16 +339,9 @@ class ClearMLClient(Configurable):
 
         Raises UploadFailed, ClearMLUnreachable.
         """
-        connection = self._connection
-        files_server = (connection.credentials or {}).get("files_server")
-        artifact = await connection.run(
+        artifact = await self._connection.run(
             lambda session: uploads.upload_workspace(
-                session,
-                archive,
-                preview=preview,
-                folder=f"{task.name}.{task.id}",
-                files_server=session.files_server(files_server),
-                progress=lambda text, fraction: None,
+                session, archive, preview=preview, folder=f"{task.name}.{task.id}"
             ),
             deadline=self.upload_timeout,
         )

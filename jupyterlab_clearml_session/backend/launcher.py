@@ -247,13 +247,11 @@ class Launcher:
                 loop.call_soon_threadsafe(progress, text, fraction)
 
         connection = self._client.connection
-        files_server = (connection.credentials or {}).get("files_server")
         uploading = connection.run(
             lambda session: uploads.upload(
                 session,
                 [Path(path) for path in paths],
                 folder=f"{body['name']}.{task_id}",
-                files_server=session.files_server(files_server),
                 progress=tell,
             ),
             deadline=self._client.upload_timeout,

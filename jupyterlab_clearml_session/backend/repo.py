@@ -70,7 +70,6 @@ class RepoSnapshot:
     """What would be sent. ``files`` are in the diff; ``left_out`` are not, each with why."""
 
     name: str
-    root: str
     url: str
     branch: str
     commit: str
@@ -272,7 +271,6 @@ def _snapshot(git: _Git, root: Path, base: _Base) -> RepoSnapshot:
         )
     return RepoSnapshot(
         name=root.name,
-        root=str(root),
         url=base.url,
         branch=base.branch,
         commit=base.commit,

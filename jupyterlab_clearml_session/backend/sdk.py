@@ -54,7 +54,7 @@ class BoundedSession(Session):
     Parameters
     ----------
     credentials:
-        ``api_server``, ``access_key``, ``secret_key``; None takes the user's ordinary configuration.
+        As `configuration.checked` returns them; None takes the user's ordinary configuration.
     deadline:
         Seconds within which the login must be done.
 
@@ -64,10 +64,10 @@ class BoundedSession(Session):
     """
 
     def __init__(self, credentials: Mapping[str, str] | None, deadline: float) -> None:
+        self._given = given = credentials or {}
         self._local = threading.local()
         self._deadline = deadline
         self._local.until = time.monotonic() + deadline
-        given = credentials or {}
         try:
             # Read anew each time: the SDK would keep what it read first for the life of the process.
             config = _load_configuration()
@@ -114,18 +114,16 @@ class BoundedSession(Session):
             return ""
         return str(claims.get("identity", {}).get("user") or "")
 
-    def web_server(self, given: str | None = None) -> str:
+    def web_server(self) -> str:
         """Return the address of the ClearML web page, without a slash at the end; empty where unknown."""
-        if given:
-            return given.rstrip("/")
         try:
-            return str(self.get_app_server_host(self.config)).rstrip("/")
+            return (self._given.get("web_server") or str(self.get_app_server_host(self.config))).rstrip("/")
         except ValueError:
             return ""
 
-    def files_server(self, given: str | None = None) -> str:
+    def files_server(self) -> str:
         """Return the address of the ClearML file server, without a slash at the end."""
-        return (given or str(self.get_files_server_host(self.config))).rstrip("/")
+        return (self._given.get("files_server") or str(self.get_files_server_host(self.config))).rstrip("/")
 
     @property
     def _until(self) -> float:

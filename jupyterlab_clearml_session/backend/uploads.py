@@ -47,9 +47,7 @@ def check(paths: Sequence[str]) -> None:
         names.add(path.name)
 
 
-def upload(
-    session: BoundedSession, paths: Sequence[Path], *, folder: str, files_server: str, progress: Tell
-) -> dict[str, Any]:
+def upload(session: BoundedSession, paths: Sequence[Path], *, folder: str, progress: Tell) -> dict[str, Any]:
     """Upload and return the artifact as tasks.add_or_update_artifacts takes it.
 
     ``folder`` names the session on the server. ``progress`` hears what is done and the fraction from 0 to 1, in
@@ -65,19 +63,17 @@ def upload(
             )
         except (OSError, ValueError) as error:  # not to be read; a name that is not Unicode
             raise InvalidInput(f"The files cannot be read: {error}.", field="upload_files") from None
-        return _stored(session, artifact, source, folder=folder, files_server=files_server, progress=progress)
+        return _stored(session, artifact, source, folder=folder, progress=progress)
 
 
-def upload_workspace(
-    session: BoundedSession, archive: Path, *, preview: str, folder: str, files_server: str, progress: Tell
-) -> dict[str, Any]:
+def upload_workspace(session: BoundedSession, archive: Path, *, preview: str, folder: str) -> dict[str, Any]:
     """Upload a ``.tar.gz`` of a session's workspace and return the artifact.
 
     Its mode is "input", as the remote script leaves it: it is not deleted with the Task that continues from it.
     Raises ClearMLUnreachable and UploadFailed.
     """
     artifact = {**_described(WORKSPACE, "custom", archive, preview), "mode": "input"}
-    return _stored(session, artifact, archive, folder=folder, files_server=files_server, progress=progress)
+    return _stored(session, artifact, archive, folder=folder, progress=lambda text, fraction: None)
 
 
 def _described(key: str, kind: str, source: Path, preview: str) -> dict[str, Any]:
@@ -96,14 +92,9 @@ def _described(key: str, kind: str, source: Path, preview: str) -> dict[str, Any
 
 
 def _stored(
-    session: BoundedSession,
-    artifact: dict[str, Any],
-    source: Path,
-    *,
-    folder: str,
-    files_server: str,
-    progress: Tell,
+    session: BoundedSession, artifact: dict[str, Any], source: Path, *, folder: str, progress: Tell
 ) -> dict[str, Any]:
+    files_server = session.files_server()
     destination = session.default_output_uri() or files_server
     uri = f"{destination}/{quote(folder)}/artifacts/{artifact['key']}/{quote(source.name)}"
     progress("Uploading files", 0.0)

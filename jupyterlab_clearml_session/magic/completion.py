@@ -26,15 +26,9 @@ _MAGIC = re.compile(r"(?:^|=\s*|\s)%{1,2}clearml_session(?P<rest>\s.*)$", re.DOT
 class Completer:
     """Completes the line of a magic. Failures of the network give no completions, never an error."""
 
-    def __init__(
-        self,
-        client: Client,
-        variables: Callable[[], Iterable[str]],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, client: Client, variables: Callable[[], Iterable[str]]) -> None:
         self._client = client
         self._variables = variables
-        self._clock = clock
         self._kept: dict[str, tuple[float, list[str]]] = {}
 
     def complete(self, text: str) -> tuple[str, list[str]] | None:
@@ -90,13 +84,13 @@ class Completer:
         if ask is None:
             return [kind] if kind else []
         kept = self._kept.get(kind)
-        if kept is not None and self._clock() - kept[0] < FRESH:
+        if kept is not None and time.monotonic() - kept[0] < FRESH:
             return kept[1]
         try:
             values = ask()
         except ClearMLSessionError:
             values = []
-        self._kept[kind] = self._clock(), values
+        self._kept[kind] = time.monotonic(), values
         return values
 
     def _askers(self) -> Mapping[str, Callable[[], list[str]]]:

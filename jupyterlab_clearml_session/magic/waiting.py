@@ -27,18 +27,17 @@ def wait_until_ready(
     *,
     timeout: float | None = None,
     pause: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Return the session once it is ready; shows how far it is.
 
     Raises WaitInterrupted, NotReadyInTime after ``timeout`` seconds, or the session's own error.
     """
-    began = clock()
+    began = time.monotonic()
     session: dict[str, Any] = {"id": session_id, "name": session_id[: displays.SHORT], "phase": "created"}
     try:
         while True:
             session = client.session(session_id)
-            seconds = clock() - began
+            seconds = time.monotonic() - began
             if session["phase"] == "ready":
                 text = f"{session['name']} is ready, after {seconds:.0f} s."
                 live.show(text, displays.tag("div", text))

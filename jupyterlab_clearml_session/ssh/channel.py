@@ -25,6 +25,7 @@ READ_LIMIT = 256 * 1024
 """Received bytes that may wait here for a reader before the channel is told to stop reading."""
 
 WRITE_LIMIT = 256 * 1024
+STDOUT_LIMIT = 64 * 1024 * 1024
 STDERR_LIMIT = 64 * 1024
 
 
@@ -399,15 +400,13 @@ class Process(ByteStream, asyncssh.SSHClientSession[bytes]):
         await self.wait_closed()
         return self._exit_status
 
-    async def communicate(
-        self, data: bytes | None = None, *, limit: int = 64 * 1024 * 1024
-    ) -> tuple[int | None, bytes, bytes]:
+    async def communicate(self, data: bytes | None = None) -> tuple[int | None, bytes, bytes]:
         """Write `data` to stdin, close it, and return (exit status, stdout, stderr).
 
         Raises
         ------
         RemoteBadAnswer
-            It wrote more than `limit` bytes to stdout.
+            It wrote more than `STDOUT_LIMIT` bytes to stdout.
         ConnectionLost
             The SSH connection broke before it had ended.
         """
@@ -419,8 +418,8 @@ class Process(ByteStream, asyncssh.SSHClientSession[bytes]):
             size = 0
             while part := await self.read():
                 size += len(part)
-                if size > limit:
-                    raise RemoteBadAnswer(f"The remote command wrote more than {limit} bytes.")
+                if size > STDOUT_LIMIT:
+                    raise RemoteBadAnswer(f"The remote command wrote more than {STDOUT_LIMIT} bytes.")
                 parts.append(part)
             await self.wait_closed()
         finally:

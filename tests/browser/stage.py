@@ -136,7 +136,6 @@ def repository() -> dict[str, Any]:
     """Return what would be sent of a repository with changes, one of which is not for others' eyes."""
     snapshot = RepoSnapshot(
         name="vision",
-        root="/home/ada/vision",
         url="https://git.example.org/research/vision.git",
         branch="main",
         commit="3f9c2a7be0d14c5f8a6b7e9012d3c4b5a6f7e8d9",

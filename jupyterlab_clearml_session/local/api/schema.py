@@ -81,7 +81,6 @@ NEEDED_NUMBER = Field((int, float), required=True)
 OBJECT = Field((dict,))
 LIST = Field((list,), items=str)
 NEEDED_LIST = Field((list,), required=True, items=str)
-OBJECTS = Field((list,), items=dict)
 NEEDED_OBJECTS = Field((list,), required=True, items=dict)
 TEXTS = Field((str, list), items=str)
 """One text, or a list of them: what the filters take."""
