@@ -34,7 +34,7 @@ class ClearMLSessionError(Exception):
         self.detail: dict[str, Any] = detail
 
     def to_json(self) -> dict[str, Any]:
-        """Return the body of the contract's ``error`` member (API.md)."""
+        """Return the body of the contract's ``error`` member (docs/rest-api.md)."""
         return {"code": self.code, "message": self.message, "hint": self.hint, "detail": self.detail}
 
     def _render_traceback_(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the parts of this package tell each other: frozen dataclasses and enums, and their JSON (API.md).
+"""What the parts of this package tell each other: frozen dataclasses and enums, and their JSON (docs/rest-api.md).
 
 Times are ISO 8601 strings in UTC, as the ClearML server sends them; durations are seconds.
 """
@@ -259,7 +259,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Session:
-    """A session as the front end, the magic and the events see it (API.md). Holds no secret."""
+    """A session as the front end, the magic and the events see it (docs/rest-api.md). Holds no secret."""
 
     id: str
     name: str

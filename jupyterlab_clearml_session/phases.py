@@ -1,7 +1,7 @@
 """The phase machine, pure: a Task and what we know beside it -> where the session stands.
 
 Names of parameters and runtime entries are those of clearml-session 0.17's remote
-script, and of its pre-release 1.0 where that adds some (FIELD_NOTES.md 3).
+script, and of its pre-release 1.0 where that adds some.
 """
 
 from __future__ import annotations

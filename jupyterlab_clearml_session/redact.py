@@ -1,7 +1,7 @@
 """Take the secrets out of a session's console before anybody sees it.
 
-The remote script prints the SSH password, the Jupyter token and the private host keys into the Task's log
-(FIELD_NOTES.md 3), so what we show of that log goes through here.
+The remote script prints the SSH password, the Jupyter token and the private host keys into the Task's log,
+so what we show of that log goes through here.
 """
 
 from __future__ import annotations

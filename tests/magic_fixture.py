@@ -59,7 +59,7 @@ def session(number: int, **changes: Any) -> dict[str, Any]:
 
 
 class FakeJupyter:
-    """Answers as API.md says, of what the tests put into it; keeps all requests in ``asked``."""
+    """Answers as docs/rest-api.md says, of what the tests put into it; keeps all requests in ``asked``."""
 
     def __init__(self, base_url: str = "/") -> None:
         self.active: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""REST for the front end, the magic and other people's scripts: parse, ask the manager, answer (API.md)."""
+"""REST for the front end, the magic and other programs: parse, ask the manager, answer (docs/rest-api.md)."""
 
 from __future__ import annotations
 

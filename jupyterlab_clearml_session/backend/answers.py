@@ -1,4 +1,4 @@
-"""What the API server answered: its data, or the failure behind an error (CLEARML_API.md 1 to 3)."""
+"""What the API server answered: its data, or the failure behind an error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def data(status: int, text: str) -> dict[str, Any]:
 
 
 def failure(status: int, subcode: int, message: str) -> ClearMLSessionError:
-    """Return the failure that an error answer stands for; subcodes as in CLEARML_API.md 3."""
+    """Return the failure that an error answer stands for; ClearML tells by the subcode what it is about."""
     if status == 401:
         return BadCredentials("The ClearML server does not accept the credentials.", subcode=subcode)
     if status == 403:

@@ -1,4 +1,4 @@
-"""What the server tells, as our models. The names of fields are the ClearML API's (CLEARML_API.md 4 to 6)."""
+"""What the server tells, as our models. The names of fields are the ClearML API's."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def gates(server_directory: Path) -> list[Path]:
 
 
 def local_name(session_id: str, remote_name: str) -> str:
-    """Return the local name of a remote kernelspec (API.md)."""
+    """Return the local name of a remote kernelspec (docs/rest-api.md)."""
     return _prefix(session_id) + re.sub(r"[^a-zA-Z0-9._-]", "-", remote_name)
 
 

@@ -1,4 +1,4 @@
-"""REST client of the local Jupyter server (API.md), for the kernel process: standard library only."""
+"""REST client of the local Jupyter server (docs/rest-api.md), for the kernel process: standard library only."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import BadArguments
 from .arguments import Option, Takes
 
-# Long names that are not the field's own name with dashes; API.md's short forms come second.
+# Long names that are not the field's own name with dashes; the short forms of docs/cli-options.md come second.
 _NAMES = {
     "name": ("--session-name", "--name"),
     "tags": ("--session-tags", "--tags"),

@@ -1,4 +1,4 @@
-"""Which headers may pass between the browser and the remote service, and how they are changed (DESIGN.md 5).
+"""Which headers may pass between the browser and the remote service, and how they are changed (docs/security.md).
 
 The remote service is told that it is at ``http://localhost:<port>/``. It never sees the local server's address,
 cookies, tokens or XSRF values; the browser never sees the remote's token, and takes its cookies for the proxied

@@ -1,7 +1,7 @@
 """The rewrites: a remote Jupyter believes to be at ``/`` and is served below a path of ours.
 
 The pages of JupyterLab and Notebook carry a JSON blob, ``<script id="jupyter-config-data">``, from which their code
-takes all addresses (FIELD_NOTES.md 2). Those of nbclassic, and those that tell an error, have attributes of
+takes all addresses. Those of nbclassic, and those that tell an error, have attributes of
 ``<body>`` instead, one of which is the token. Pages with neither are left alone, byte for byte. In the API only the
 list of kernelspecs holds absolute paths for the browser (their logos).
 """

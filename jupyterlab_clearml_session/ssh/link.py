@@ -43,7 +43,7 @@ asyncssh.set_log_level(logging.WARNING)
 Stream = TypeVar("Stream", bound=ByteStream)
 
 NAGLE_OFF = "true"
-"""sshd switches Nagle's algorithm off for a connection once a command runs on it (FIELD_NOTES.md 4)."""
+"""sshd switches Nagle's algorithm off for a connection once a command runs on it; until then small packets wait."""
 
 
 class Link:

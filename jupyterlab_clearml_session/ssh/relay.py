@@ -2,7 +2,7 @@
 
 Jupyter never switches Nagle's algorithm off on its WebSockets. Whoever reads one over the remote loopback through
 sshd waits about 40 ms for each cell: the server holds the second small write back until the first is acknowledged,
-and the kernel delays that (FIELD_NOTES.md 4). This process acknowledges at once (TCP_QUICKACK after each read).
+and the kernel delays that (docs/proxy.md). This process acknowledges at once (TCP_QUICKACK after each read).
 
 It also joins the channels of a large upload (see `lanes`).
 

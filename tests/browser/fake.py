@@ -1,4 +1,4 @@
-"""A FAKE server half, for looking at the front end: REST and events of API.md with no ClearML behind them.
+"""A FAKE server half, for looking at the front end: docs/rest-api.md with no ClearML behind it.
 
 It shows any phase on command (``POST clearml-session/fake/...``), fails on command, and notes the calls that it
 got. It proves nothing about the real server half; `test_real.py` does that.
