@@ -18,7 +18,7 @@ from .kernels.manager import SessionKernelManager
 from .presets import PresetManager
 from .proxy import apart, strict
 from .proxy import handlers as proxy
-from .sessions import SessionManager
+from .sessions import ClearMLSessionManager
 
 if TYPE_CHECKING:
     from .local import LocalMode
@@ -48,10 +48,10 @@ class ClearMLSessionExtension(ExtensionApp):
     def _default_state_dir(self) -> str:
         return str(Path(jupyter_data_dir()) / "clearml_session")
 
-    classes = [ClearMLClient, SessionManager]
+    classes = [ClearMLClient, ClearMLSessionManager]
 
     client: ClearMLClient
-    manager: SessionManager
+    manager: ClearMLSessionManager
     kernels: SessionKernelManager
     _local: LocalMode | None = None
     _unpublish: Callable[[], None] | None = None
@@ -61,7 +61,7 @@ class ClearMLSessionExtension(ExtensionApp):
         assert self.serverapp is not None
         state_dir = Path(self.state_dir)
         self.client = ClearMLClient(parent=self)
-        self.manager = SessionManager(
+        self.manager = ClearMLSessionManager(
             self.client,
             state_dir / "attached.json",
             start_local=self._start_local,

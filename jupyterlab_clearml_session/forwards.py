@@ -11,7 +11,7 @@ from typing import Any
 from .errors import Conflict, RemoteBadAnswer
 from .files import write_private
 from .models import SshTarget
-from .sessions import SessionManager
+from .sessions import ClearMLSessionManager
 
 SSH = "ssh"
 
@@ -28,7 +28,7 @@ class ForwardManager:
         Where the ``known_hosts`` files for `ssh` commands are kept.
     """
 
-    def __init__(self, sessions: SessionManager, directory: Path) -> None:
+    def __init__(self, sessions: ClearMLSessionManager, directory: Path) -> None:
         self._sessions = sessions
         self._directory = directory
         self._to_ssh: set[tuple[str, int]] = set()
@@ -41,7 +41,7 @@ class ForwardManager:
 
         The answer to "ssh" holds a command that works as it stands in a terminal, and the same as a block for
         ``~/.ssh/config``; the password only with ``show_password``. A port that leads to SSH already is answered
-        again, unless another one is asked for. Raises as `SessionManager.tunnel`, Conflict
+        again, unless another one is asked for. Raises as `ClearMLSessionManager.tunnel`, Conflict
         where the local port is in use, RemoteRefused where the session has no SSH server, RemoteBadAnswer where
         what it publishes must not get into a configuration of SSH.
         """
@@ -72,7 +72,7 @@ class ForwardManager:
         return answer
 
     async def list(self, session_id: str) -> Sequence[dict[str, Any]]:
-        """Return the open ports of a session. Raises as `SessionManager.tunnel`, but waits for no link."""
+        """Return the open ports of a session. Raises as `ClearMLSessionManager.tunnel`, but waits for no link."""
         tunnel = await self._sessions.held_tunnel(session_id)
         return [
             {

@@ -58,7 +58,7 @@ _PATIENCE = 60.0
 """The interval for a session that is not settled: how long it has been in its phase, divided by this."""
 
 
-class SessionManager(Configurable):
+class ClearMLSessionManager(Configurable):
     """Lists, launches, attaches and ends sessions. One per Jupyter server; lives on its event loop.
 
     Parameters

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from .backend import init_script
 from .errors import Conflict, InvalidInput, WorkspaceFailed
 from .models import Session
-from .sessions import SessionManager
+from .sessions import ClearMLSessionManager
 from .ssh.tunnel import Tunnel
 
 _CHUNK = 256 * 1024
@@ -27,7 +27,7 @@ _storing: set[str] = set()
 """The ids of the sessions whose workspace is being stored: both archives would go to the same place."""
 
 
-async def store(sessions: SessionManager, session_id: str) -> Session:
+async def store(sessions: ClearMLSessionManager, session_id: str) -> Session:
     """Store the workspace of an attached session now; return the session when it is stored.
 
     Raises InvalidInput where the session has no workspace, Conflict where it is being stored already, NotAttached,
@@ -42,7 +42,7 @@ async def store(sessions: SessionManager, session_id: str) -> Session:
         _storing.discard(session_id)
 
 
-async def _store(sessions: SessionManager, session_id: str) -> Session:
+async def _store(sessions: ClearMLSessionManager, session_id: str) -> Session:
     session = await sessions.get(session_id)
     folder = str(session.spec.get("store_workspace") or "")
     if not folder:

@@ -45,7 +45,7 @@ def rest_config(
             "state_dir": str(tmp_path / "state"),
         },
         "ClearMLClient": {"request_timeout": 2.0},
-        "SessionManager": {
+        "ClearMLSessionManager": {
             "fast_interval": 0.05,
             "log_interval": 0.0,
             "probe_interval": 0.1,

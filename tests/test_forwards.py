@@ -13,7 +13,7 @@ import pytest
 from jupyterlab_clearml_session.errors import RemoteBadAnswer
 from jupyterlab_clearml_session.forwards import ForwardManager
 from jupyterlab_clearml_session.models import SshTarget
-from jupyterlab_clearml_session.sessions import SessionManager
+from jupyterlab_clearml_session.sessions import ClearMLSessionManager
 
 from .sshd_fixture import SshServer, ssh_server
 from .tunnel_fixture import Watched
@@ -52,7 +52,7 @@ NAMES = [
 async def test_what_a_task_says_adds_nothing_to_a_configuration(tmp_path: Path) -> None:
     async with ssh_server() as server, Watched(server.target()) as watched:
         sessions = OneSession(watched, server)
-        manager = ForwardManager(cast(SessionManager, sessions), tmp_path / "known_hosts")
+        manager = ForwardManager(cast(ClearMLSessionManager, sessions), tmp_path / "known_hosts")
         good = sessions.target
         key = good.host_keys[0]
         targets = [replace(good, username=name) for name in NAMES]
@@ -75,7 +75,9 @@ async def test_what_a_task_says_adds_nothing_to_a_configuration(tmp_path: Path) 
 
 async def test_two_windows_that_ask_for_ssh_at_once_get_one_port(tmp_path: Path) -> None:
     async with ssh_server() as server, Watched(server.target()) as watched:
-        manager = ForwardManager(cast(SessionManager, OneSession(watched, server)), tmp_path / "known_hosts")
+        manager = ForwardManager(
+            cast(ClearMLSessionManager, OneSession(watched, server)), tmp_path / "known_hosts"
+        )
         first, second = await asyncio.gather(*(manager.open(SESSION, "ssh") for _ in range(2)))
         assert first == second
         assert len(watched.tunnel.forwards) == 1
@@ -85,7 +87,7 @@ async def test_two_windows_that_ask_for_ssh_at_once_get_one_port(tmp_path: Path)
 async def test_a_folder_with_a_blank_in_its_name_is_one_file_to_ssh(tmp_path: Path) -> None:
     async with ssh_server() as server, Watched(server.target()) as watched:
         directory = tmp_path / "known hosts"
-        manager = ForwardManager(cast(SessionManager, OneSession(watched, server)), directory)
+        manager = ForwardManager(cast(ClearMLSessionManager, OneSession(watched, server)), directory)
         answer = await manager.open(SESSION, "ssh")
         (file,) = directory.iterdir()
         # ssh takes several files there (ssh_config(5)), unless the name is quoted for ssh as well as for the shell.

@@ -1,4 +1,4 @@
-"""The SessionManager against the embedded ClearML server: what others do to sessions, and half-broken servers.
+"""The session manager against the embedded ClearML server: what others do to sessions, and half-broken servers.
 
 No agent and no Jupyter server; what the remote script would tell ClearML, the tests tell it themselves.
 """
@@ -39,7 +39,7 @@ from jupyterlab_clearml_session.models import (
     TunnelState,
 )
 from jupyterlab_clearml_session.record import Record
-from jupyterlab_clearml_session.sessions import SessionManager
+from jupyterlab_clearml_session.sessions import ClearMLSessionManager
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 from tests.local_fixture import ClearMLUnderTest
 from tests.sshd_fixture import USERNAME, SshServer, ssh_server
@@ -52,7 +52,7 @@ DEADLINE = 30.0
 @asynccontextmanager
 async def manager_of(
     server: ClearMLUnderTest, folder: Path, **traits: float
-) -> AsyncIterator[SessionManager]:
+) -> AsyncIterator[ClearMLSessionManager]:
     """A manager that looks often."""
     client = ClearMLClient()
     client.use_local(server.credentials)
@@ -61,7 +61,7 @@ async def manager_of(
         raise AssertionError("nobody asked for it")
 
     often = {"fast_interval": 0.05, "slow_interval": 0.05, "log_interval": 0.0}
-    manager = SessionManager(
+    manager = ClearMLSessionManager(
         client, folder / "attached.json", start_local=no_local, log=LOG, **{**often, **traits}
     )
     manager.start()
@@ -72,7 +72,7 @@ async def manager_of(
         await client.close()
 
 
-async def attached(manager: SessionManager, ssh: SshServer) -> tuple[Record, Attachment]:
+async def attached(manager: ClearMLSessionManager, ssh: SshServer) -> tuple[Record, Attachment]:
     """Launch a session, and attach it to an SSH server although nothing has been published."""
     session_id = (await manager.launch(LaunchSpec(jupyter_lab=False))).id
     record = manager._roster.records[session_id]
@@ -358,7 +358,7 @@ def test_a_session_that_does_not_come_on_is_looked_at_less_and_less_often(
 ) -> None:
     record = Record(Task(id="a" * 32, name="a session", status="queued"))
     record.describe(None, None, 1800.0)
-    manager = SessionManager(ClearMLClient(), tmp_path / "attached.json", start_local=dict, log=LOG)  # type: ignore[arg-type]
+    manager = ClearMLSessionManager(ClearMLClient(), tmp_path / "attached.json", start_local=dict, log=LOG)  # type: ignore[arg-type]
     began = record.phase_began
     waits = [manager._interval_of(record, began + after) for after in (0, 30, 300, 3600)]
     assert waits == [1.0, 1.0, 5.0, 10.0]

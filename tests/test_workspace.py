@@ -15,7 +15,7 @@ import pytest
 
 from jupyterlab_clearml_session import workspace
 from jupyterlab_clearml_session.errors import Conflict, WorkspaceFailed
-from jupyterlab_clearml_session.sessions import SessionManager
+from jupyterlab_clearml_session.sessions import ClearMLSessionManager
 
 from .sshd_fixture import ssh_server
 from .tunnel_fixture import Watched
@@ -50,7 +50,7 @@ class OneSession:
 
     async def store(self) -> list[str]:
         """Store, and return the names in what was stored."""
-        await workspace.store(cast(SessionManager, self), SESSION)
+        await workspace.store(cast(ClearMLSessionManager, self), SESSION)
         with tarfile.open(fileobj=io.BytesIO(self.stored[-1])) as archive:
             return sorted(archive.getnames())
 

@@ -13,7 +13,7 @@ from tornado import web
 from ..errors import ClearMLSessionError, InvalidInput
 from ..forwards import ForwardManager
 from ..presets import PresetManager
-from ..sessions import SessionManager
+from ..sessions import ClearMLSessionManager
 
 AUTH_RESOURCE = "clearml_session"
 
@@ -37,8 +37,8 @@ class SessionAPIHandler(ExtensionHandlerMixin, APIHandler):
     auth_resource = AUTH_RESOURCE
 
     @property
-    def manager(self) -> SessionManager:
-        return cast(SessionManager, self.settings["clearml_session_manager"])
+    def manager(self) -> ClearMLSessionManager:
+        return cast(ClearMLSessionManager, self.settings["clearml_session_manager"])
 
     @property
     def presets(self) -> PresetManager:

@@ -8,13 +8,13 @@ from pathlib import Path
 from jupyter_events import EventLogger
 
 from ..models import SessionEvent
-from ..sessions import SessionManager
+from ..sessions import ClearMLSessionManager
 
 SCHEMA_ID = "https://schema.jupyterlab-clearml-session.org/session/v1"
 _SCHEMA = Path(__file__).parent / "schemas" / "session.v1.yaml"
 
 
-def publish(manager: SessionManager, event_logger: EventLogger) -> Callable[[], None]:
+def publish(manager: ClearMLSessionManager, event_logger: EventLogger) -> Callable[[], None]:
     """Emit every change of ``manager`` as an event; returns what ends that."""
     if SCHEMA_ID not in event_logger.schemas:
         event_logger.register_event_schema(_SCHEMA)

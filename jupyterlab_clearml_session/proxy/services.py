@@ -48,7 +48,7 @@ class Service:
         InvalidInput
             There is no port of that number.
         ClearMLSessionError
-            What `SessionManager.tunnel` and `SessionManager.endpoint` raise.
+            What `ClearMLSessionManager.tunnel` and `ClearMLSessionManager.endpoint` raise.
         """
         if self.number is not None and not 1 <= int(self.number) <= 65535:
             raise InvalidInput(f"{self.number} is not a port.", field="port")
