@@ -1,8 +1,7 @@
 /** What the dialogs share: a keyboard that reaches their bodies, and texts to copy. */
 import { Clipboard, Dialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
-import type { ReactWidget } from '@jupyterlab/ui-components';
-import { checkIcon, copyIcon } from '@jupyterlab/ui-components';
+import { ReactWidget, checkIcon, copyIcon } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import { MessageLoop } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
@@ -89,6 +88,60 @@ function isOwn(event: KeyboardEvent): boolean {
       '.jp-Dialog-body :is(button, a, summary), .jp-Dialog-close-button'
     ) !== null
   );
+}
+
+/** Draws what can be chosen, and tells of each choice; null where it is none. */
+type Choices<T> = (onChoose: (value: T | null) => void) => JSX.Element;
+
+/** Ask for one thing; null when the user thought better. */
+export async function choiceDialog<T>(options: {
+  title: string;
+  /** What the button says that takes the choice. */
+  accept: string;
+  choices: Choices<T>;
+  trans: TranslationBundle;
+}): Promise<T | null> {
+  const { title, accept, choices, trans } = options;
+  const body = new ChoiceBody(choices);
+  const dialog = new BodyDialog({
+    title,
+    body,
+    buttons: [
+      Dialog.cancelButton({ label: trans.__('Cancel') }),
+      Dialog.okButton({ label: accept })
+    ],
+    focusNodeSelector: 'input'
+  });
+  dialog.acceptable = false;
+  body.onChoose = value => {
+    dialog.acceptable = value !== null;
+  };
+  const result = await dialog.launch();
+  return result.button.accept ? (result.value ?? null) : null;
+}
+
+class ChoiceBody<T> extends ReactWidget implements Dialog.IBodyWidget<T | null> {
+  constructor(private readonly _choices: Choices<T>) {
+    super();
+    this.addClass('jp-ClearML-dialog');
+  }
+
+  /** Hears of each choice. */
+  onChoose: (value: T | null) => void = () => undefined;
+
+  getValue(): T | null {
+    return this._chosen;
+  }
+
+  protected override render(): JSX.Element {
+    return this._choices(this._choose);
+  }
+
+  private readonly _choose = (value: T | null) => {
+    this._chosen = value;
+    this.onChoose(value);
+  };
+  private _chosen: T | null = null;
 }
 
 /** The body of a dialog. */

@@ -3,7 +3,14 @@ import { Dialog, ReactWidget } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { BodyDialog, CopyButton, DialogBox, Loaded, OWN_ENTER } from './dialog';
+import {
+  BodyDialog,
+  CopyButton,
+  DialogBox,
+  Loaded,
+  OWN_ENTER,
+  choiceDialog
+} from './dialog';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
 import type { IForward, IListeningPort, ISession } from './tokens';
@@ -17,62 +24,19 @@ export function parsePort(text: string): number | null {
 // -- one to open ----------------------------------------------------------------------------------------------
 
 /** Ask for a port of the remote machine, from those that something listens on; null when the user thought better. */
-export async function portDialog(
+export function portDialog(
   api: SessionAPI,
   session: ISession,
   trans: TranslationBundle
 ): Promise<number | null> {
-  const body = new PortBody(api, session, trans);
-  const dialog = new BodyDialog({
+  return choiceDialog<number>({
     title: trans.__('Open a port of %1', session.name),
-    body,
-    buttons: [
-      Dialog.cancelButton({ label: trans.__('Cancel') }),
-      Dialog.okButton({ label: trans.__('Open') })
-    ],
-    focusNodeSelector: 'input'
+    accept: trans.__('Open'),
+    choices: onChoose => (
+      <ChoosePort api={api} session={session} trans={trans} onChoose={onChoose} />
+    ),
+    trans
   });
-  dialog.acceptable = false;
-  body.onChoose = port => {
-    dialog.acceptable = port !== null;
-  };
-  const result = await dialog.launch();
-  return result.button.accept ? (result.value ?? null) : null;
-}
-
-class PortBody extends ReactWidget implements Dialog.IBodyWidget<number | null> {
-  constructor(
-    private readonly _api: SessionAPI,
-    private readonly _session: ISession,
-    private readonly _trans: TranslationBundle
-  ) {
-    super();
-    this.addClass('jp-ClearML-dialog');
-  }
-
-  /** Hears of each choice. */
-  onChoose: (port: number | null) => void = () => undefined;
-
-  getValue(): number | null {
-    return this._port;
-  }
-
-  protected override render(): JSX.Element {
-    return (
-      <ChoosePort
-        api={this._api}
-        session={this._session}
-        trans={this._trans}
-        onChoose={this._choose}
-      />
-    );
-  }
-
-  private readonly _choose = (port: number | null) => {
-    this._port = port;
-    this.onChoose(port);
-  };
-  private _port: number | null = null;
 }
 
 interface IPortsProps {

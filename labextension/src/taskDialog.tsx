@@ -1,65 +1,28 @@
 /** Finds the Task that is to be debugged. */
-import { Dialog, ReactWidget } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
 import { findTaskId } from './actions';
-import { BodyDialog } from './dialog';
+import { choiceDialog } from './dialog';
 import type { SessionAPI } from './request';
 import { SessionError } from './request';
 import type { ITask } from './tokens';
 import { ago } from './text';
 
-/** Find a Task by a part of its name, by its id or by its address in ClearML; returns its id. */
-export async function taskDialog(
-  api: SessionAPI,
-  trans: TranslationBundle
-): Promise<string | null> {
-  const body = new TaskSearch(api, trans);
-  const dialog = new BodyDialog({
-    title: trans.__('Debug a Task'),
-    body,
-    buttons: [
-      Dialog.cancelButton({ label: trans.__('Cancel') }),
-      Dialog.okButton({ label: trans.__('Continue') })
-    ],
-    focusNodeSelector: 'input'
-  });
-  body.onChoose = id => {
-    dialog.acceptable = id !== null;
-  };
-  const result = await dialog.launch();
-  return result.button.accept ? (result.value ?? null) : null;
-}
-
 /** Milliseconds that a pause in typing lasts. */
 const PAUSE = 300;
 
-class TaskSearch extends ReactWidget implements Dialog.IBodyWidget<string | null> {
-  constructor(
-    private readonly _api: SessionAPI,
-    private readonly _trans: TranslationBundle
-  ) {
-    super();
-    this.addClass('jp-ClearML-dialog');
-  }
-
-  /** Hears of each choice. */
-  onChoose: (id: string | null) => void = () => undefined;
-
-  getValue(): string | null {
-    return this._chosen;
-  }
-
-  protected override render(): JSX.Element {
-    return <Tasks api={this._api} trans={this._trans} onChoose={this._choose} />;
-  }
-
-  private readonly _choose = (id: string | null) => {
-    this._chosen = id;
-    this.onChoose(id);
-  };
-  private _chosen: string | null = null;
+/** Find a Task by a part of its name, by its id or by its address in ClearML; returns its id. */
+export function taskDialog(
+  api: SessionAPI,
+  trans: TranslationBundle
+): Promise<string | null> {
+  return choiceDialog<string>({
+    title: trans.__('Debug a Task'),
+    accept: trans.__('Continue'),
+    choices: onChoose => <Tasks api={api} trans={trans} onChoose={onChoose} />,
+    trans
+  });
 }
 
 function Tasks(props: {
