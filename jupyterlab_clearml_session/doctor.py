@@ -11,7 +11,6 @@ from .backend import configuration
 from .backend.client import ClearMLClient
 from .errors import (
     ClearMLSessionError,
-    LocalModeFailed,
     NotConfigured,
     SessionFailed,
     TunnelDown,
@@ -76,7 +75,7 @@ class _Doctor:
     async def installation(self) -> str:
         provisioners = entry_points(group="jupyter_client.kernel_provisioners", name="clearml-session")
         if not provisioners:
-            raise LocalModeFailed(
+            raise ClearMLSessionError(
                 "The kernel provisioner is not registered", hint="Install the package again with pip."
             )
         found = []
@@ -84,7 +83,9 @@ class _Doctor:
             try:
                 found.append(f"{package} {version(package)}")
             except PackageNotFoundError:
-                raise LocalModeFailed(f"{package} is not installed", hint=f"pip install {package}") from None
+                raise ClearMLSessionError(
+                    f"{package} is not installed", hint=f"pip install {package}"
+                ) from None
         return ", ".join(found)
 
     async def configuration(self) -> str:
