@@ -119,10 +119,7 @@ function meet(older: ILogLine[], newer: ILogLine[]): boolean {
   return !last || newer.length === 0 || newer[0].time <= last.time;
 }
 
-/**
- * Put two runs of lines together, without the ones that are in both. Several lines may carry the same time,
- * so the later run replaces what it overlaps.
- */
+/** Put two runs of lines together; where they overlap, the later one counts. */
 export function merge(older: ILogLine[], newer: ILogLine[]): ILogLine[] {
   if (newer.length === 0) {
     return older;
