@@ -35,13 +35,13 @@ test-python: $(VENV)/.lab-stamp
 test-js: $(VENV)/.dev-stamp
 	cd labextension && jlpm test
 
-test-vscode: $(CODE_SERVER)  ## The real code-server through the proxy (first installs it: minutes, 600 MB)
+test-vscode: $(VENV)/.dev-stamp $(CODE_SERVER)  ## The real code-server through the proxy (first installs it: minutes, 600 MB)
 	CLEARML_SESSION_CODE_SERVER=$(CURDIR)/$(CODE_SERVER) $(BIN)/python -m pytest tests/integration/test_proxy_apps.py -k vscode $(ARGS)
 
-test-notebook: $(NOTEBOOK)  ## Notebook 7 and nbclassic through the proxy (first installs them)
+test-notebook: $(VENV)/.dev-stamp $(NOTEBOOK)  ## Notebook 7 and nbclassic through the proxy (first installs them)
 	CLEARML_SESSION_NOTEBOOK=$(CURDIR)/$(NOTEBOOK) $(BIN)/python -m pytest tests/integration/test_proxy_apps.py -k notebook $(ARGS)
 
-test-large: $(VENV)/.dev-stamp  ## The real session in a browser, with a file of 1 GB up and down
+test-large: $(VENV)/.lab-stamp  ## The real session in a browser, with a file of 1 GB up and down
 	CLEARML_SESSION_LARGE_MB=1024 $(BIN)/python -m pytest tests/browser/test_real.py $(ARGS)
 
 lint: $(VENV)/.dev-stamp  ## ruff, mypy, eslint, prettier, tsc
