@@ -34,16 +34,14 @@ class CallRecord(dict[str, Any]):
 class ApiServer(Application):
     """The API as a tornado application.
 
-    ``directory`` None keeps everything in memory. ``on_call`` hears of every call, just before its answer is sent.
+    ``on_call`` hears of every call, just before its answer is sent.
     """
 
-    def __init__(
-        self, authenticator: Authenticator, *, directory: Path | None = None, on_call: OnCall | None = None
-    ) -> None:
+    def __init__(self, authenticator: Authenticator, *, directory: Path, on_call: OnCall) -> None:
         self.authenticator = authenticator
         self.on_call = on_call
-        store = Store(directory / "store.json" if directory else None)
-        log = events.EventLog(directory / "events" if directory else None)
+        store = Store(directory / "store.json")
+        log = events.EventLog(directory / "events")
         self.context = Context(store, workers.Workers(), log, Admission(store))
         self.table = Table().merge(
             *(
@@ -135,8 +133,6 @@ class ApiHandler(RequestHandler):
         self.finish(json.dumps({"meta": meta, "data": data}))
 
     def _record(self, name: str, problem: errors.ApiError | None, seconds: float) -> None:
-        if self.application.on_call is None:
-            return
         headers = self.request.headers
         self.application.on_call(
             CallRecord(

@@ -27,13 +27,12 @@ table = Table()
 
 
 class EventLog:
-    """The events of all Tasks, oldest first. ``directory`` None keeps them in memory only."""
+    """The events of all Tasks, oldest first, in one file of ``directory`` for each Task."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._events: dict[str, list[Document]] = {}
-        if directory is not None:
-            directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
 
     def of(self, task_id: str) -> list[Document]:
         """The Task's events, oldest first."""
@@ -49,27 +48,23 @@ class EventLog:
         if not in_order or len(events) > 1:
             kept.sort(key=_timestamp)
         del kept[:-_MOST_EVENTS]
-        path = self._path(task_id)
-        if path is not None:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(event) + "\n" for event in events)
+        with self._path(task_id).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(event) + "\n" for event in events)
 
     def forget(self, task_id: str) -> None:
         """Delete all events of the Task."""
         self._events.pop(task_id, None)
-        path = self._path(task_id)
-        if path is not None:
-            path.unlink(missing_ok=True)
+        self._path(task_id).unlink(missing_ok=True)
 
     def _read(self, task_id: str) -> list[Document]:
         path = self._path(task_id)
-        if path is None or not path.exists():
+        if not path.exists():
             return []
         lines = path.read_text(encoding="utf-8").splitlines()[-_MOST_EVENTS:]
         return sorted((json.loads(line) for line in lines if line.endswith("}")), key=_timestamp)
 
-    def _path(self, task_id: str) -> Path | None:
-        return self._directory / f"{task_id}.jsonl" if self._directory is not None else None
+    def _path(self, task_id: str) -> Path:
+        return self._directory / f"{task_id}.jsonl"
 
 
 @table.endpoint("events.add_batch", events=NEEDED_OBJECTS)
