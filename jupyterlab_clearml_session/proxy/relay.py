@@ -262,11 +262,9 @@ class Relay:
             return
         if not exchange.channel.readable or head.length == 0:
             await self._flush()  # otherwise it leaves together with the first piece of the body
-        await self._bring_body(exchange, head, exchange.body())
+        await self._bring_body(head, exchange.body())
 
-    async def _bring_body(
-        self, exchange: Exchange, head: http1.ResponseHead, body: AsyncIterator[bytes]
-    ) -> None:
+    async def _bring_body(self, head: http1.ResponseHead, body: AsyncIterator[bytes]) -> None:
         async for data in body:
             self._answer.write(data)
             await self._flush()
@@ -303,7 +301,7 @@ class Relay:
             if size > jupyter_pages.MAX_PAGE:  # no page of Jupyter's
                 self._begin(head)
                 self._answer.write(b"".join(parts))
-                await self._bring_body(exchange, head, body)
+                await self._bring_body(head, body)
                 return
         self.close()
         page = jupyter_pages.decode(b"".join(parts), head.get("content-encoding"))
