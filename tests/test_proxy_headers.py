@@ -330,6 +330,7 @@ def test_kernelspec_logos() -> None:
 
 def test_compressed_pages() -> None:
     assert decode(gzip.compress(PAGE), "gzip") == PAGE
+    assert decode(gzip.compress(PAGE[:100]) + gzip.compress(PAGE[100:]), "gzip") == PAGE
     assert decode(zlib.compress(PAGE), "deflate") == PAGE
     raw = zlib.compressobj(wbits=-15)
     assert decode(raw.compress(PAGE) + raw.flush(), "deflate") == PAGE
@@ -337,6 +338,8 @@ def test_compressed_pages() -> None:
     assert decode(brotli.compress(PAGE), "br") == PAGE
     broken = [
         (b"junk", "gzip"),
+        (b"junk", "deflate"),
+        (b"\xff\xff", "deflate"),
         (gzip.compress(PAGE)[:-9], "gzip"),
         (b"junk" * 10, "br"),
         (brotli.compress(PAGE)[:-9], "br"),
@@ -347,7 +350,13 @@ def test_compressed_pages() -> None:
         with pytest.raises(RemoteBadAnswer):
             decode(body, coding)
     bomb = bytes(64 << 20)
-    for body, coding in ((gzip.compress(bomb), "gzip"), (brotli.compress(bomb, quality=1), "br")):
+    member = gzip.compress(bytes(3 << 20))
+    for body, coding in (
+        (gzip.compress(bomb), "gzip"),
+        (member * 2, "gzip"),
+        (gzip.compress(b"") * 1000, "gzip"),  # each would have all that follows it copied
+        (brotli.compress(bomb, quality=1), "br"),
+    ):
         with pytest.raises(RemoteBadAnswer, match="too large"):
             decode(body, coding)
 

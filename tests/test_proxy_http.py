@@ -123,6 +123,13 @@ async def test_path_in_another_encoding_arrives_as_it_is(proxy: Proxy) -> None:
     assert proxy.service.requests[-1].target == "/caf%E9/%ff"
 
 
+async def test_address_of_a_service_without_its_slash_leads_to_the_one_with_it(proxy: Proxy) -> None:
+    for kind in ("jupyter", "vscode", f"port/{proxy.service.port}"):
+        answer = await raw(proxy, head(proxy, "GET", "?a=%20b", kind=kind))
+        assert answer.startswith(b"HTTP/1.1 302"), kind
+        assert f"Location: {proxy.base}/{kind}/?a=%20b\r\n".encode() in answer
+
+
 @BOTH_WAYS
 async def test_prefix_is_kept_for_services_that_know_it(proxy: Proxy) -> None:
     path = f"{proxy.base}/port-absolute/{proxy.service.port}/x"

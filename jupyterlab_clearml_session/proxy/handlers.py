@@ -229,7 +229,9 @@ class ProxyHandler(JupyterHandler):
 
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
         """Let a path be in another encoding than UTF-8: the service gets it as it came."""
-        return value.decode("utf-8", "replace") if name is None else super().decode_argument(value, name)
+        if name is None and value:  # none where an optional part of the path is missing
+            return value.decode("utf-8", "replace")
+        return super().decode_argument(value, name)
 
     def compute_etag(self) -> None:
         """Tags are the remote service's business."""

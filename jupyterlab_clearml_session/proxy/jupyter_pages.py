@@ -8,6 +8,7 @@ list of kernelspecs holds absolute paths for the browser (their logos).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zlib
@@ -19,6 +20,9 @@ from .headers import strip_token
 
 MAX_PAGE = 4 * 1024 * 1024
 """Larger HTML is no page of Jupyter's and is passed through."""
+
+MAX_MEMBERS = 100
+"""Of a page in gzip. Each one has what follows it copied, so that many small ones would take minutes."""
 
 _BROKEN = "The remote Jupyter sent a page with broken compression."
 _TOO_LARGE = "The remote Jupyter sent a page that is too large or broken off."
@@ -82,15 +86,14 @@ def decode(body: bytes, encoding: str) -> bytes:
         return body
     if coding == "br":
         return _decode_brotli(body)
-    window = {"gzip": 31, "x-gzip": 31, "deflate": 47}.get(coding)
-    if window is None:
+    # Some servers leave out the wrapper that "deflate" stands for.
+    windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (47, -15)}.get(coding)
+    if windows is None:
         raise RemoteBadAnswer(f"The remote Jupyter sent a page with the unknown encoding {coding[:40]!r}.")
-    try:
-        return _inflate(body, window)
-    except zlib.error:
-        if coding == "deflate":
-            return _inflate(body, -15)  # some servers leave the zlib wrapper out
-        raise RemoteBadAnswer(_BROKEN) from None
+    for window in windows:
+        with contextlib.suppress(zlib.error):
+            return _inflate(body, window)
+    raise RemoteBadAnswer(_BROKEN)
 
 
 def _rewrite_config(config: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -123,11 +126,16 @@ def _prefixed(text: str, prefix: str) -> str:
 
 
 def _inflate(body: bytes, window: int) -> bytes:
-    inflater = zlib.decompressobj(window)
-    page = inflater.decompress(body, MAX_PAGE)
-    if inflater.unconsumed_tail or not inflater.eof:
-        raise RemoteBadAnswer(_TOO_LARGE)
-    return page
+    page = b""
+    for _ in range(MAX_MEMBERS):  # of gzip there may be several
+        inflater = zlib.decompressobj(window)
+        page += inflater.decompress(body, MAX_PAGE)
+        if inflater.unconsumed_tail or not inflater.eof or len(page) > MAX_PAGE:
+            break
+        body = inflater.unused_data
+        if not body:
+            return page
+    raise RemoteBadAnswer(_TOO_LARGE)
 
 
 def _decode_brotli(body: bytes) -> bytes:
