@@ -82,6 +82,8 @@ class SessionChannel:
         self._unsent: list[int] = []
         """Requests that wait for the link."""
         self._signals: dict[tuple[str, int], Future[Any]] = {}
+        self._interrupts: dict[int, tuple[Stream, int]] = {}
+        """By stream: where the interrupt ends that was sent last as a message and is not answered."""
         self._dialing = False
         self._retry_at = 0.0
         self._retry_wait = RETRY_MIN
@@ -410,19 +412,17 @@ class SessionChannel:
         self._loop.watch(port.heartbeat, port.beat)
 
     def _forwarder(self, number: int, port: KernelPort, channel: int) -> Callable[[], None]:
-        interrupt: tuple[Stream | None, int] = None, 0
-
         def forward() -> None:
-            nonlocal interrupt
             for parts in port.receive(channel):
-                interrupts = channel == CONTROL and _is_interrupt(parts)
+                interrupts = channel == CONTROL and _is(b'"interrupt_request"', parts)
                 stream = self._link.streams[number]
+                sent, end = self._interrupts.get(number, (None, 0))
                 # As with `signal`: while one is under way, the same one again is not sent twice.
-                if interrupts and interrupt[0] is stream and interrupt[1] > stream.log.start:
+                if interrupts and sent is stream and end > stream.log.start:
                     continue
                 self._link.send(number, channel, parts)
                 if interrupts:
-                    interrupt = stream, stream.log.end
+                    self._interrupts[number] = stream, stream.log.end
 
         return forward
 
@@ -440,6 +440,7 @@ class SessionChannel:
             self._loop.unwatch(sock)
         port.close()
         del self._ports[number]
+        self._interrupts.pop(number, None)
         self._established.discard(number)
         self._link.streams.pop(number, None)
 
@@ -449,6 +450,8 @@ class SessionChannel:
             self._on_answer(json.loads(bytes(parts[0])))
             return
         port = self._ports[number]
+        if channel == CONTROL and _is(b'"interrupt_reply"', parts):
+            self._interrupts.pop(number, None)
         if channel != EVENT:
             port.deliver(channel, parts)
             return
@@ -533,9 +536,9 @@ class _Request:
     """The stream of the kernel that it starts; 0 where it starts none."""
 
 
-def _is_interrupt(parts: list[Any]) -> bool:
+def _is(kind: bytes, parts: list[Any]) -> bool:
     frames = signed_frames(parts)
-    return frames is not None and b'"interrupt_request"' in bytes(frames[0])
+    return frames is not None and kind in bytes(frames[0])
 
 
 def _no_sockets(error: zmq.ZMQError) -> KernelFailed:
