@@ -65,6 +65,7 @@ class ClearMLSessionExtension(ExtensionApp):
             self.client,
             state_dir / "attached.json",
             start_local=self._start_local,
+            stop_local=self._stop_local,
             log=self.log,
             parent=self,
         )
@@ -103,8 +104,7 @@ class ClearMLSessionExtension(ExtensionApp):
         unpublish()
         await self.kernels.close()
         await self.manager.close()
-        if self._local is not None:
-            await self._local.stop()
+        await self._stop_local()
         await self.client.close()
 
     def _start(self) -> None:
@@ -117,3 +117,7 @@ class ClearMLSessionExtension(ExtensionApp):
         if self._local is None:
             self._local = LocalMode(Path(self.state_dir) / "local", log=self.log)
         return await self._local.start()
+
+    async def _stop_local(self) -> None:
+        if self._local is not None:
+            await self._local.stop()

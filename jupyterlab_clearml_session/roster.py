@@ -113,6 +113,13 @@ class Roster:
             self._spawn(self.let_go(record))
         self._emit("removed", record.session)
 
+    async def clear(self) -> None:
+        """Forget all sessions, their tunnels closed: those of a server that is left for another."""
+        records = tuple(self.records.values())
+        await asyncio.gather(*(self.let_go(record) for record in records))
+        for record in records:
+            self.remove(record.task.id)
+
     def update(self, record: Record) -> Session:
         """Do what the record's state asks for, and tell everybody where that changed what is shown."""
         running = record.task.status == "in_progress" and not record.stop_requested

@@ -49,6 +49,7 @@ from .roster import OnGone, OnReady, OnReconnect, Roster
 from .ssh.tunnel import Tunnel
 
 StartLocal = Callable[[], Awaitable[Mapping[str, str]]]
+StopLocal = Callable[[], Awaitable[None]]
 
 # Of a session that reconnects ClearML knows nothing new.
 _SETTLED = frozenset(
@@ -69,6 +70,8 @@ class ClearMLSessionManager(Configurable):
         Where the ids of attached sessions are kept, so that a restarted server attaches them again.
     start_local:
         Starts the embedded default and returns its credentials; raises LocalModeFailed.
+    stop_local:
+        Ends the embedded default with all that runs in it.
     """
 
     fast_interval = Float(1.0, help="Seconds between two looks at ClearML while something is changing.").tag(
@@ -101,12 +104,15 @@ class ClearMLSessionManager(Configurable):
         state_file: Path,
         *,
         start_local: StartLocal,
+        stop_local: StopLocal,
         log: Logger,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.client = client
         self._start_local = start_local
+        self._stop_local = stop_local
+        self._ending_local: asyncio.Task[None] | None = None
         self._log = log
         self._roster = Roster(describe=self._describe, connect=self._connect, state_file=state_file, log=log)
         self._reader = Reader(client, self._roster, detail_interval=self.log_interval, log=log)
@@ -128,6 +134,7 @@ class ClearMLSessionManager(Configurable):
     async def configure(self, body: Mapping[str, Any]) -> BackendStatus:
         """Store and check credentials, or start the embedded default where ``body`` is ``{"mode": "local"}``.
 
+        Credentials of a server take the place of the embedded default, which then ends with its sessions.
         Raises InvalidInput, Conflict where there is a configuration already, what the check of the credentials
         raises, and LocalModeFailed.
         """
@@ -136,7 +143,12 @@ class ClearMLSessionManager(Configurable):
                 raise InvalidInput("mode local takes no credentials", field=name[:80])
             self.client.use_local(await self._start_local())
         else:
+            was_local = self.client.mode == "local"
             await self.client.configure(body)
+            if was_local:
+                # Also where nobody waits for it any more: the credentials are stored.
+                self._ending_local = asyncio.create_task(self._end_local())
+                await asyncio.shield(self._ending_local)
         self.refresh()
         return await self.client.status()
 
@@ -385,6 +397,8 @@ class ClearMLSessionManager(Configurable):
 
     async def close(self) -> None:
         """Stop polling and close all tunnels; what was attached stays noted for the next start."""
+        if self._ending_local is not None:
+            await asyncio.gather(self._ending_local, return_exceptions=True)
         await self._poller.close()
         await self._roster.close()
 
@@ -393,6 +407,14 @@ class ClearMLSessionManager(Configurable):
         self._poller.forget()
         self._poller.look()
         self._poller.wake()
+
+    async def _end_local(self) -> None:
+        await self._roster.clear()
+        await self._stop_local()
+        self._poller.forget()
+        # A read that had begun before may have brought its sessions back.
+        with contextlib.suppress(ClearMLSessionError):  # told to all who listen
+            await self._poller.poll()
 
     # -- what the poller does --------------------------------------------------------------------------
 

@@ -11,7 +11,9 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from jupyter_server.serverapp import ServerApp
 
 from jupyterlab_clearml_session.api.events import SCHEMA_ID
 from jupyterlab_clearml_session.errors import HelperFailed
+from jupyterlab_clearml_session.local import LocalMode
 from jupyterlab_clearml_session.models import Phase, Session, SessionEvent
 from tests.kernel_fixture import RemoteMachine, running
+from tests.lab_fixture import clearml_environment
 from tests.local_fixture import ClearMLUnderTest, Fault
 from tests.rest_fixture import (  # noqa: F401 - fixtures
     DEADLINE,
@@ -101,6 +105,49 @@ async def test_wrong_credentials_are_said_so(
     status, answer = await call("GET", "queues")
     assert (status, answer["error"]["code"]) == (401, "bad_credentials")
     assert "wrong-secret" not in json.dumps(answer)
+
+
+async def test_who_has_tried_it_here_goes_on_to_a_server(
+    call: Call,
+    jp_serverapp: ServerApp,
+    clearml_server: ClearMLUnderTest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The real embedded default, but for its agents: the test does what they would.
+    monkeypatch.setattr("jupyterlab_clearml_session.local.LocalMode", partial(LocalMode, agents=0))
+    for name in clearml_environment(clearml_server.credentials):
+        monkeypatch.delenv(name)
+    # Not left to HOME, which the SDK looks up once in a process.
+    monkeypatch.setenv("CLEARML_CONFIG_FILE", str(tmp_path / "clearml.conf"))
+    assert (await call("POST", "configure", {"mode": "local"}))[1]["mode"] == "local"
+    client = jp_serverapp.web_app.settings["clearml_session_manager"].client
+    credentials = client.connection.credentials
+    local = ClearMLUnderTest(credentials, tmp_path, None, credentials["api_server"], tmp_path)
+    gone: asyncio.Queue[str] = asyncio.Queue()
+    jp_serverapp.web_app.settings["clearml_session_manager"].add_hook(on_gone=gone.put)
+    async with remote_side() as (ssh, jupyter):
+        session_id = await launched_session(call, local, ssh, jupyter)
+        await until_phase(call, session_id, "ready")
+
+        wrong = {**clearml_server.credentials, "secret_key": "wrong-secret-wrong-secret"}
+        status, answer = await call("POST", "configure", wrong)
+        assert (status, answer["error"]["code"]) == (401, "bad_credentials")
+        assert (await call("GET", "status"))[1]["mode"] == "local"
+        assert (await call("GET", f"sessions/{session_id}"))[1]["phase"] == "ready"
+        assert gone.empty()
+
+        status, answer = await call("POST", "configure", clearml_server.credentials)
+        assert (status, answer["mode"], answer["reachable"]) == (200, "server", True)
+        assert answer["api_server"] == clearml_server.credentials["api_server"]
+        assert gone.get_nowait() == session_id
+        await asyncio.gather(*(connection.wait_closed() for connection in ssh.connections))
+    assert (await call("GET", "sessions", params={"state": "all"}))[1]["sessions"] == []
+    assert (await call("GET", f"sessions/{session_id}"))[0] == 404
+    with pytest.raises(urllib.error.URLError):  # nothing listens there any more
+        local.call("users.get_current_user")
+    _, session = await call("POST", "sessions", SPEC)
+    assert clearml_server.task(session["id"])["status"] == "queued"
 
 
 # -- the life of a session ---------------------------------------------------------------------------------

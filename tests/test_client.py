@@ -165,6 +165,24 @@ async def test_configure_writes_the_first_file(
         await client.configure(clearml_server.credentials)
 
 
+async def test_what_is_configured_already_is_named(
+    clearml_server: ClearMLUnderTest, client: ClearMLClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded default goes on although there is a file: whoever reads this must find it."""
+    path = tmp_path / "home" / "clearml.conf"
+    for text in ("sdk {}", 'api { credentials { access_key: "x" } }'):
+        path.write_text(text)
+        with pytest.raises(Conflict) as caught:
+            await client.configure(clearml_server.credentials)
+        assert str(path) in caught.value.message
+        assert "Move it away" in caught.value.hint
+        assert path.read_text() == text
+    monkeypatch.setenv("CLEARML_API_ACCESS_KEY", "x")
+    with pytest.raises(Conflict, match="CLEARML_API_ACCESS_KEY is set"):
+        await client.configure(clearml_server.credentials)
+    assert client.mode == "local"
+
+
 async def test_configure_writes_nothing_where_the_credentials_are_no_good(
     clearml_server: ClearMLUnderTest, tmp_path: Path
 ) -> None:

@@ -39,7 +39,7 @@ from jupyterlab_clearml_session.models import (
     TunnelState,
 )
 from jupyterlab_clearml_session.record import Record
-from jupyterlab_clearml_session.sessions import ClearMLSessionManager
+from jupyterlab_clearml_session.sessions import ClearMLSessionManager, StopLocal
 from jupyterlab_clearml_session.ssh.tunnel import Tunnel
 from tests.local_fixture import ClearMLUnderTest
 from tests.sshd_fixture import USERNAME, SshServer, ssh_server
@@ -51,18 +51,23 @@ DEADLINE = 30.0
 
 @asynccontextmanager
 async def manager_of(
-    server: ClearMLUnderTest, folder: Path, **traits: float
+    server: ClearMLUnderTest, folder: Path, *, stop_local: StopLocal | None = None, **traits: float
 ) -> AsyncIterator[ClearMLSessionManager]:
     """A manager that looks often."""
     client = ClearMLClient()
     client.use_local(server.credentials)
 
-    async def no_local() -> dict[str, str]:
+    async def no_local() -> Any:
         raise AssertionError("nobody asked for it")
 
     often = {"fast_interval": 0.05, "slow_interval": 0.05, "log_interval": 0.0}
     manager = ClearMLSessionManager(
-        client, folder / "attached.json", start_local=no_local, log=LOG, **{**often, **traits}
+        client,
+        folder / "attached.json",
+        start_local=no_local,
+        stop_local=stop_local or no_local,
+        log=LOG,
+        **{**often, **traits},
     )
     manager.start()
     try:
@@ -353,12 +358,39 @@ async def test_a_session_that_fails_while_it_is_waited_for_is_not_polled_for_eve
         await asyncio.wait_for(forgotten(), DEADLINE)
 
 
+async def test_the_embedded_default_ends_also_where_nobody_waits_for_the_new_server(
+    clearml_server: ClearMLUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever closes the page that has asked for it: the credentials are stored by then, and are used."""
+    monkeypatch.setenv("CLEARML_CONFIG_FILE", str(tmp_path / "clearml.conf"))
+    begun, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def stop_local() -> None:
+        begun.set()
+        await may_end.wait()
+        ended.set()
+
+    async with manager_of(clearml_server, tmp_path, stop_local=stop_local) as manager:
+        configuring = asyncio.create_task(manager.configure(clearml_server.credentials))
+        await asyncio.wait_for(begun.wait(), DEADLINE)
+        configuring.cancel()
+        await asyncio.wait({configuring})
+        may_end.set()
+    assert ended.is_set()
+
+
 def test_a_session_that_does_not_come_on_is_looked_at_less_and_less_often(
     clearml_server: ClearMLUnderTest, tmp_path: Path
 ) -> None:
     record = Record(Task(id="a" * 32, name="a session", status="queued"))
     record.describe(None, None, 1800.0)
-    manager = ClearMLSessionManager(ClearMLClient(), tmp_path / "attached.json", start_local=dict, log=LOG)  # type: ignore[arg-type]
+    manager = ClearMLSessionManager(
+        ClearMLClient(),
+        tmp_path / "attached.json",
+        start_local=dict,  # type: ignore[arg-type]
+        stop_local=dict,  # type: ignore[arg-type]
+        log=LOG,
+    )
     began = record.phase_began
     waits = [manager._interval_of(record, began + after) for after in (0, 30, 300, 3600)]
     assert waits == [1.0, 1.0, 5.0, 10.0]

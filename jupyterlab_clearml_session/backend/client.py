@@ -18,7 +18,6 @@ from traitlets.config import Configurable
 from ..errors import (
     ClearMLBadAnswer,
     ClearMLSessionError,
-    Conflict,
     Forbidden,
     InvalidInput,
     NotConfigured,
@@ -150,10 +149,7 @@ class ClearMLClient(Configurable):
         """
         checked = configuration.checked(credentials)
         if configuration.is_configured():
-            raise Conflict(
-                "ClearML is configured on this machine already.",
-                hint="Change the existing configuration; it is not overwritten.",
-            )
+            raise configuration.conflict()
         trial = self._connect(checked)
         await trial.call("users.get_current_user")
         await self._threads.run(configuration.write, checked, deadline=self.request_timeout)

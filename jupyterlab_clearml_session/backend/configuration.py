@@ -25,9 +25,7 @@ _ACCESS_KEY = re.compile(r"""^[^#\n]*?access_key["']?\s*[:=]\s*["']?[^"'\s,}]"""
 
 def is_configured() -> bool:
     """Say whether there are credentials: in the environment, or in the configuration file the SDK would read."""
-    if os.environ.get("CLEARML_AUTH_TOKEN"):
-        return True
-    if any(os.environ.get(f"{prefix}_API_ACCESS_KEY") for prefix in _PREFIXES):
+    if _variable() is not None:
         return True
     path = active_file()
     if path is None:
@@ -104,24 +102,47 @@ def checked(credentials: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def conflict() -> Conflict:
+    """Return the error that says which configuration is there already, and the ways past it."""
+    variable = _variable()
+    if variable is not None:
+        return Conflict(
+            f"ClearML is configured by the environment of JupyterLab already: {variable} is set.",
+            hint="Restart JupyterLab: with it to use what is set, without it to connect elsewhere.",
+        )
+    return Conflict(
+        f"There is a ClearML configuration already: {active_file() or _ordinary_file()}.",
+        hint="It is not overwritten. Move it away and connect again; "
+        "or change it by hand and restart JupyterLab, which then uses it.",
+    )
+
+
 def write(credentials: Mapping[str, str]) -> Path:
     """Write the user's configuration file, mode 0600, and return its path.
 
     Raises Conflict where there is one already: it may hold much more than credentials and is never overwritten.
     """
-    given = next(
-        (os.environ[f"{p}_CONFIG_FILE"] for p in _PREFIXES if os.environ.get(f"{p}_CONFIG_FILE")), None
-    )
-    path = Path(os.path.expandvars(given)).expanduser() if given else Path.home() / "clearml.conf"
+    path = _ordinary_file()
     if path.exists() or active_file() is not None:
-        raise Conflict(
-            f"There is a ClearML configuration already: {path}.",
-            hint="Change that file; it is not overwritten.",
-        )
+        raise conflict()
     lines = [f"    {key}: {json.dumps(credentials[key])}" for key in KEYS[:3] if credentials.get(key)]
     secrets = {key: credentials[key] for key in ("access_key", "secret_key")}
     write_private(path, "\n".join(["api {", *lines, f"    credentials {json.dumps(secrets)}", "}", ""]))
     return path
+
+
+def _variable() -> str | None:
+    """Return the environment variable that holds credentials, if one does."""
+    names = ("CLEARML_AUTH_TOKEN", *(f"{prefix}_API_ACCESS_KEY" for prefix in _PREFIXES))
+    return next((name for name in names if os.environ.get(name)), None)
+
+
+def _ordinary_file() -> Path:
+    """Return where the user's configuration belongs, whether it is there or not."""
+    given = next(
+        (os.environ[f"{p}_CONFIG_FILE"] for p in _PREFIXES if os.environ.get(f"{p}_CONFIG_FILE")), None
+    )
+    return Path(os.path.expandvars(given)).expanduser() if given else Path.home() / "clearml.conf"
 
 
 def _is_address(value: str) -> bool:
