@@ -8,6 +8,7 @@ export namespace CommandIDs {
   export const importPresets = 'clearml-session:import-presets';
   export const attachById = 'clearml-session:attach-by-id';
   export const debugTask = 'clearml-session:debug-task';
+  export const connectServer = 'clearml-session:connect-server';
   export const refresh = 'clearml-session:refresh';
   export const cleanUp = 'clearml-session:clean-up';
   export const toggleAllUsers = 'clearml-session:toggle-all-users';
@@ -45,7 +46,8 @@ export const GLOBAL_COMMANDS = [
   CommandIDs.refresh,
   CommandIDs.toggleAllUsers,
   CommandIDs.importPresets,
-  CommandIDs.cleanUp
+  CommandIDs.cleanUp,
+  CommandIDs.connectServer
 ] as const;
 
 /** Commands on one session that are also offered in the palette, where the user is asked for which. */

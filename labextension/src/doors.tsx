@@ -21,14 +21,24 @@ const EMPTY: ICredentials = {
   secret_key: ''
 };
 
-/** Paste credentials, or try it on this machine. */
-export function Doors({ model, trans }: IDoorsProps): JSX.Element {
-  const [busy, setBusy] = React.useState<'server' | 'local' | null>(null);
+/** Which of the doors. */
+type Door = 'server' | 'local';
+
+/** Goes through a door. Cancelled, or with what shows it gone, the way is given up. */
+export function useConfigure(model: ISessionModel): {
+  busy: Door | null;
+  error: SessionError | null;
+  /** True when we are through. */
+  configure: (door: Door, credentials?: ICredentials) => Promise<boolean>;
+  cancel: () => void;
+} {
+  const [busy, setBusy] = React.useState<Door | null>(null);
   const [error, setError] = React.useState<SessionError | null>(null);
   const aborter = React.useRef<AbortController | null>(null);
-  React.useEffect(() => () => aborter.current?.abort(), []);
+  const cancel = () => aborter.current?.abort();
+  React.useEffect(() => cancel, []);
 
-  const configure = async (door: 'server' | 'local', credentials: ICredentials) => {
+  const configure = async (door: Door, credentials = EMPTY) => {
     const { signal } = (aborter.current = new AbortController());
     setBusy(door);
     setError(null);
@@ -38,19 +48,23 @@ export function Doors({ model, trans }: IDoorsProps): JSX.Element {
         signal
       );
       await model.refresh();
+      return true;
     } catch (reason) {
       const failure = SessionError.from(reason);
       if (failure.code !== 'cancelled') {
         setError(failure);
       }
+      return false;
     } finally {
-      if (!signal.aborted || model.status?.mode === 'unconfigured') {
-        setBusy(null);
-      }
+      setBusy(null);
     }
   };
-  const cancel = () => aborter.current?.abort();
+  return { busy, error, configure, cancel };
+}
 
+/** Paste credentials, or try it on this machine. */
+export function Doors({ model, trans }: IDoorsProps): JSX.Element {
+  const { busy, error, configure, cancel } = useConfigure(model);
   return (
     <div className="jp-ClearML-doors">
       <p>
@@ -83,7 +97,7 @@ export function Doors({ model, trans }: IDoorsProps): JSX.Element {
             className="jp-ClearML-button jp-mod-primary"
             data-action="try-local"
             disabled={busy !== null}
-            onClick={() => void configure('local', EMPTY)}
+            onClick={() => void configure('local')}
           >
             {busy === 'local'
               ? trans.__('Starting…')

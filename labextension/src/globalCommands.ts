@@ -16,6 +16,7 @@ import type { ICommandOptions } from './commands';
 import { sessionIcon } from './icons';
 import type { ILaunchRequest } from './launchDraft';
 import { tell } from './notify';
+import { serverDialog } from './serverDialog';
 import { importedText } from './text';
 import { taskDialog } from './taskDialog';
 
@@ -143,6 +144,17 @@ export function addGlobalCommands(options: ICommandOptions): void {
         const { refused } = await model.api.importPresets();
         Notification.success(importedText(refused, trans), { autoClose: 8_000 });
       })
+  });
+
+  const isLocal = () => model.status?.mode === 'local';
+  commands.addCommand(CommandIDs.connectServer, {
+    label: trans.__('Connect to a ClearML Server…'),
+    caption: trans.__('Leave ClearML on this machine for a ClearML server'),
+    icon: args => (args.isPalette ? undefined : sessionIcon),
+    isEnabled: isLocal,
+    isVisible: isLocal,
+
+    execute: () => serverDialog(model, trans)
   });
 
   // Each by its id: without one, every button in every toolbar of JupyterLab is drawn again.

@@ -104,6 +104,8 @@ function Header({ model, commands, trans }: IPanelProps): JSX.Element {
     menu.addItem({ type: 'separator' });
     menu.addItem({ command: CommandIDs.importPresets });
     menu.addItem({ command: CommandIDs.cleanUp });
+    menu.addItem({ type: 'separator' });
+    menu.addItem({ command: CommandIDs.connectServer });
     openMenu(menu, event.currentTarget);
   };
   return (

@@ -83,6 +83,16 @@ def test_nothing_stands_against_the_panel_and_its_dialogs(lab: LabPage, stage: S
         assert complaints(lab.dialog) == [], item
         lab.page.keyboard.press("Escape")
         expect(lab.dialog).to_have_count(0)
+    stage.status("local")
+    lab.refresh()
+    expect(lab.panel.locator(".jp-ClearML-where")).to_contain_text("this machine")
+    lab.panel.get_by_role("button", name="More", exact=True).click()
+    lab.page.get_by_role("menuitem", name="Connect to a ClearML Server").click()
+    lab.dialog.get_by_text("Or type the values").click()
+    expect(lab.dialog.get_by_label("Secret key")).to_be_visible()
+    assert complaints(lab.dialog) == []
+    lab.page.keyboard.press("Escape")
+    expect(lab.dialog).to_have_count(0)
 
     lab.panel.get_by_role("button", name="New Session").click()
     for group in ("environment", "workspace", "network", "advanced"):

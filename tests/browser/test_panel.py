@@ -272,6 +272,34 @@ def test_bad_credentials_keep_what_was_typed(tidy_lab: LabPage, stage: Stage) ->
     expect(tidy_lab.panel.get_by_label("Secret key")).to_have_value("S")
 
 
+def test_from_this_machine_to_a_server(tidy_lab: LabPage, stage: Stage) -> None:
+    stage.status("local")
+    stage.fail(**{"POST configure": BadCredentials("The server does not know this access key")})
+    tidy_lab.refresh()
+    more = tidy_lab.panel.get_by_role("button", name="More", exact=True)
+    item = tidy_lab.page.get_by_role("menuitem", name="Connect to a ClearML Server…")
+    where = tidy_lab.panel.locator(".jp-ClearML-where")
+    expect(where).to_contain_text("this machine")
+    more.click()
+    item.click()
+    dialog = tidy_lab.dialog
+    expect(dialog.get_by_label("Paste what ClearML shows")).to_be_focused()
+    dialog.get_by_text("Or type the values").click()
+    for label, value in (("API server", "https://a.example"), ("Access key", "K"), ("Secret key", "S")):
+        dialog.get_by_label(label).fill(value)
+    dialog.get_by_label("Secret key").press("Enter")
+    expect(dialog.get_by_role("alert")).to_contain_text("does not know this access key")
+    expect(where).to_contain_text("this machine")
+    stage.fail()
+    dialog.get_by_label("Secret key").press("Enter")
+    expect(dialog).to_have_count(0)
+    expect(where).to_contain_text("api.clearml.example.org")
+    more.click()
+    expect(tidy_lab.page.get_by_role("menuitem", name="Clean Up")).to_be_visible()
+    expect(item).to_have_count(0)
+    tidy_lab.page.keyboard.press("Escape")
+
+
 def test_try_it_on_this_machine(tidy_lab: LabPage, stage: Stage) -> None:
     stage.status("unconfigured")
     stage.delay(**{"POST configure": 1.0})

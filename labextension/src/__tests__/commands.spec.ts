@@ -115,6 +115,17 @@ describe('commands', () => {
     expect(commands.isEnabled(CommandIDs.attachById)).toBe(false);
   });
 
+  it('lead to a ClearML server from this machine alone', async () => {
+    const { commands } = await stage([]);
+    expect(commands.isVisible(CommandIDs.connectServer)).toBe(false);
+    expect(commands.isEnabled(CommandIDs.connectServer)).toBe(false);
+    const local = { ...SERVER, mode: 'local' };
+    const here = await stage([], { status: jest.fn().mockResolvedValue(local) });
+    expect(here.commands.isVisible(CommandIDs.connectServer)).toBe(true);
+    void here.commands.execute(CommandIDs.connectServer);
+    await press('Close');
+  });
+
   it('launch, show the session at once and follow it to the end', async () => {
     const { commands, model, events, launcher } = await stage([]);
     launcher.launch.mockResolvedValue(session(1, 'queued'));

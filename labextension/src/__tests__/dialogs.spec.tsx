@@ -17,6 +17,7 @@ import { kernelsDialog } from '../kernelsDialog';
 import { Launcher } from '../launchDialog';
 import { Forwards, parsePort, portDialog } from '../portDialogs';
 import { SessionError } from '../request';
+import { serverDialog } from '../serverDialog';
 import { sshDialog } from '../sshDialog';
 import { fakeAPI, id, session, settle, startedModel, trans } from './parts';
 
@@ -243,6 +244,65 @@ describe('kernelsDialog', () => {
     expect(screen.getAllByRole('row')[1].textContent).toContain('idle for 2 hours');
     await click('Close');
     await expect(done).resolves.toBeNull();
+  });
+});
+
+describe('serverDialog', () => {
+  async function opened(configure: jest.Mock) {
+    const api = fakeAPI({ configure });
+    const done = serverDialog(await startedModel(api), trans);
+    await act(settle);
+    fireEvent.change(field('Access key'), { target: { value: 'K' } });
+    return { api, done };
+  }
+
+  it('says what ends, and closes when the server has accepted the credentials', async () => {
+    const { api, done } = await opened(jest.fn().mockResolvedValue(undefined));
+    expect(screen.getByText(/the sessions on it with all that runs/)).toBeTruthy();
+    api.status.mockClear();
+    fireEvent.submit(field('Access key'));
+    await act(settle);
+    await done;
+    expect(api.configure.mock.calls[0][0]).toMatchObject({ access_key: 'K' });
+    expect(api.status).toHaveBeenCalled(); // the panel shows the new server at once
+  });
+
+  it('stays with what was typed where it does not, or when that is cancelled', async () => {
+    const checking = new PromiseDelegate<never>();
+    const configure = jest
+      .fn()
+      .mockRejectedValueOnce(
+        new SessionError(
+          { code: 'conflict', message: 'There is a file', hint: 'Move it away' },
+          409
+        )
+      )
+      .mockReturnValue(checking.promise);
+    const { done } = await opened(configure);
+    fireEvent.submit(field('Access key'));
+    await act(settle);
+    expect(screen.getByRole('alert').textContent).toBe('There is a fileMove it away');
+    fireEvent.submit(field('Access key'));
+    await act(settle);
+    expect(button('Checking…').disabled).toBe(true);
+    await click('Cancel');
+    const signal = configure.mock.calls[1][1] as AbortSignal;
+    expect(signal.aborted).toBe(true);
+    checking.reject(new SessionError({ code: 'cancelled', message: '' }, 0));
+    await act(settle);
+    expect(button('Connect').disabled).toBe(false);
+    expect(field('Access key').value).toBe('K');
+    await click('Close');
+    await done;
+  });
+
+  it('leaves Enter to the form', async () => {
+    const { done } = await opened(jest.fn());
+    field('Access key').focus();
+    expect(pressEnter(field('Access key')).defaultPrevented).toBe(false);
+    expect(field('Access key').isConnected).toBe(true);
+    await click('Close');
+    await done;
   });
 });
 
