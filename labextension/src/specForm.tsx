@@ -190,7 +190,8 @@ function Text(props: WidgetProps): JSX.Element {
       value={(value as string | number | undefined) ?? ''}
       onChange={event => {
         const text = event.target.value;
-        onChange(number ? (text === '' ? 0 : Number(text)) : text);
+        // Emptied, a number is not said: what the server takes then is its default.
+        onChange(number ? (text === '' ? undefined : Number(text)) : text);
       }}
     />
   );

@@ -454,6 +454,15 @@ describe('LaunchForm', () => {
     });
   });
 
+  it('does not say a number that was emptied again', async () => {
+    const draft = await form();
+    const idle = screen.getByLabelText('Idle') as HTMLInputElement;
+    fireEvent.change(idle, { target: { value: '30' } });
+    fireEvent.change(idle, { target: { value: '' } });
+    expect(idle.value).toBe('');
+    expect(draft.spec()).toEqual({});
+  });
+
   it('asks for options and queues again on request, also where some are known', async () => {
     const queues = jest.fn().mockResolvedValue([]);
     const draft = await form({ queues });
