@@ -68,12 +68,25 @@ function Kernels(props: IKernelsProps): JSX.Element {
   const [kernels, setKernels] = React.useState(props.kernels);
   const [error, setError] = React.useState('');
   const [ending, setEnding] = React.useState<string | null>(null);
+  /** Ask for the list again; returns what is to be said where it cannot be had. */
+  const refresh = async (): Promise<string> => {
+    try {
+      setKernels(await api.kernels(session.id));
+      return '';
+    } catch (reason) {
+      const { message } = SessionError.from(reason);
+      return trans.__(
+        'The kernel was shut down, but the list could not be brought up to date: %1',
+        message
+      );
+    }
+  };
   const kill = async (kernel: IRemoteKernel) => {
     setEnding(kernel.id);
     try {
       await api.killKernel(session.id, kernel.id);
-      setKernels(await api.kernels(session.id));
-      setError('');
+      setKernels(old => old.filter(({ id }) => id !== kernel.id));
+      setError(await refresh());
     } catch (reason) {
       setError(SessionError.from(reason).text);
     } finally {

@@ -247,6 +247,31 @@ describe('kernelsDialog', () => {
   });
 });
 
+describe('a kernel that is shut down', () => {
+  const kernels = [7, 8].map(number => ({ id: id(number), name: 'k', state: 'idle' }));
+
+  it('is gone also where the list cannot be had again, and that is said', async () => {
+    const late = new SessionError(
+      { code: 'deadline', message: 'No answer', hint: 'Try again' },
+      504
+    );
+    const api = fakeAPI({
+      kernels: jest.fn().mockResolvedValueOnce(kernels).mockRejectedValue(late),
+      killKernel: jest.fn().mockResolvedValue(undefined)
+    });
+    const done = kernelsDialog(api, READY, trans);
+    await act(settle);
+    fireEvent.click(screen.getAllByRole('button', { name: 'Shut Down' })[0]);
+    await act(settle);
+    expect(screen.getByRole('alert').textContent).toBe(
+      'The kernel was shut down, but the list could not be brought up to date: No answer'
+    );
+    expect(screen.getAllByRole('button', { name: 'Shut Down' })).toHaveLength(1);
+    await click('Close');
+    await done;
+  });
+});
+
 describe('serverDialog', () => {
   async function opened(configure: jest.Mock) {
     const api = fakeAPI({ configure });
