@@ -22,17 +22,18 @@ import {
   Toolbar
 } from '@jupyterlab/ui-components';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
+import { PromiseDelegate } from '@lumino/coreutils';
 import type { Widget } from '@lumino/widgets';
 import * as React from 'react';
 
-import { isLive, isReachable } from './actions';
+import { isLive } from './actions';
 import { PhaseChip } from './card';
 import { editorIcon, sessionIcon } from './icons';
 import { LogView } from './log';
 import { notifyError } from './notify';
 import { RemoteServices } from './remote';
 import { SessionError } from './request';
-import type { IPhaseChange, ISession, ISessionModel } from './tokens';
+import type { IPhaseChange, ISession, ISessionModel, Phase } from './tokens';
 import { EXTENSION_ID, TRANSLATION_DOMAIN, shortId } from './tokens';
 
 /** Which page of a session. */
@@ -49,6 +50,9 @@ interface IViewState {
   /** Of a terminal: its name on the remote server. */
   name?: string;
 }
+
+/** Phases of a session that is being connected, as after a restart of the server. */
+const COMING: ReadonlySet<Phase> = new Set(['starting', 'connecting', 'reconnecting']);
 
 const RESTORE_COMMAND = 'clearml-session:restore-view';
 
@@ -112,8 +116,8 @@ export class Views {
     await this._terminal(session);
   }
 
-  /** Browse the files of the remote machine. */
-  async openFiles(session: ISession): Promise<void> {
+  /** Browse the files of the remote machine; brought to the front, unless nobody has asked for them just now. */
+  async openFiles(session: ISession, activate = true): Promise<void> {
     const state: IViewState = { kind: 'files', id: session.id };
     if (this._reveal(state)) {
       return;
@@ -121,7 +125,8 @@ export class Views {
     const browser = await this._remote.createFileBrowser(session);
     const widget = new MainAreaWidget({ content: browser });
     widget.toolbar.hide(); // it has one of its own
-    this._add(widget, state, this._trans.__('%1 (files)', session.name), folderIcon);
+    const label = this._trans.__('%1 (files)', session.name);
+    this._add(widget, state, label, folderIcon, activate);
   }
 
   /** Show the console of the session. */
@@ -161,7 +166,11 @@ export class Views {
     this._remote.end(session);
   }
 
-  private async _terminal(session: ISession, name?: string): Promise<void> {
+  private async _terminal(
+    session: ISession,
+    name?: string,
+    activate = true
+  ): Promise<void> {
     const terminal = await this._remote.createTerminal(session, name);
     const widget = new MainAreaWidget({ content: terminal });
     const state: IViewState = {
@@ -175,7 +184,7 @@ export class Views {
       terminal.session.name
     );
     widget.toolbar.hide();
-    this._add(widget, state, label, terminalIcon);
+    this._add(widget, state, label, terminalIcon, activate);
     // A terminal calls itself "Terminal 1" when it is connected, as the local ones do.
     terminal.title.changed.connect(() => {
       if (terminal.title.label !== label) {
@@ -267,7 +276,8 @@ export class Views {
     widget: MainAreaWidget<Widget>,
     state: IViewState,
     label: string,
-    icon: typeof sessionIcon
+    icon: typeof sessionIcon,
+    activate = true
   ): Widget {
     this._count += 1;
     widget.id = `jp-ClearML-view-${this._count}-${shortId(state.id)}`;
@@ -279,8 +289,10 @@ export class Views {
     widget.disposed.connect(() => {
       this._states.delete(widget);
     });
-    this._options.app.shell.add(widget, 'main');
-    this._options.app.shell.activateById(widget.id);
+    this._options.app.shell.add(widget, 'main', { activate });
+    if (activate) {
+      this._options.app.shell.activateById(widget.id);
+    }
     void this._tracker.add(widget);
     return widget;
   }
@@ -300,7 +312,7 @@ export class Views {
 
   /**
    * Pages and logs come back at once, at their old place: nothing that JupyterLab waits for may wait for ClearML.
-   * What needs the session comes when it is known; and what turns out to belong to none goes again.
+   * What needs the session comes when that is ready; and what turns out to belong to none goes again.
    */
   private _restore(state: IViewState): void {
     const { model } = this._options;
@@ -315,14 +327,33 @@ export class Views {
       if (view && !model.error && (!session || !isLive(session))) {
         view.dispose();
       }
-      if (!view && session && isReachable(session)) {
-        const opened =
-          state.kind === 'files'
-            ? this.openFiles(session)
-            : this._terminal(session, state.name);
-        opened.catch(notifyError);
-      }
     });
+    if (!view) {
+      this._untilReady(state.id)
+        .then(session =>
+          session && state.kind === 'files'
+            ? this.openFiles(session, false)
+            : session && this._terminal(session, state.name, false)
+        )
+        .catch(notifyError);
+    }
+  }
+
+  /** The session once it is ready; null where it is gone, or nobody connects it. */
+  private _untilReady(id: string): Promise<ISession | null> {
+    const { model } = this._options;
+    const found = new PromiseDelegate<ISession | null>();
+    const look = () => {
+      const session = model.get(id);
+      if (session ? COMING.has(session.phase) : model.loading) {
+        return;
+      }
+      model.changed.disconnect(look);
+      found.resolve(session?.phase === 'ready' ? session : null);
+    };
+    model.changed.connect(look);
+    look();
+    return found.promise;
   }
 
   private _path(session: ISession, kind: PageKind): string {

@@ -1,12 +1,16 @@
 import type { ILayoutRestorer } from '@jupyterlab/application';
+import { Notification } from '@jupyterlab/apputils';
+import type { FileBrowser } from '@jupyterlab/filebrowser';
 import { CommandRegistry } from '@lumino/commands';
 import { PromiseDelegate } from '@lumino/coreutils';
 import { Widget } from '@lumino/widgets';
 import { nullTranslator } from '@jupyterlab/translation';
 
 import { SessionModel } from '../model';
+import { RemoteServices } from '../remote';
 import { Views } from '../views';
-import { fakeAPI, id, session, startedModel, until } from './parts';
+import type { Phase } from '../tokens';
+import { Events, fakeAPI, id, session, settle, startedModel, until } from './parts';
 
 const URL_OF_PAGE = 'http://localhost/p/jupyter/';
 
@@ -14,30 +18,31 @@ afterEach(() => {
   jest.restoreAllMocks();
 });
 
-describe('a page of a session', () => {
-  function viewsOf(model: SessionModel) {
-    const widgets: Widget[] = [];
-    const commands = new CommandRegistry();
-    const views = new Views({
-      app: {
-        commands,
-        shell: {
-          add: (widget: Widget) => {
-            widgets.push(widget);
-            Widget.attach(widget, document.body);
-          },
-          activateById: jest.fn()
-        }
-      },
-      model,
-      services: {},
-      fileBrowserFactory: null,
-      terminalOptions: async () => ({}),
-      translator: nullTranslator
-    } as unknown as Views.IOptions);
-    return { views, widgets, commands };
-  }
+function viewsOf(model: SessionModel) {
+  const widgets: Widget[] = [];
+  const activateById = jest.fn();
+  const commands = new CommandRegistry();
+  const views = new Views({
+    app: {
+      commands,
+      shell: {
+        add: (widget: Widget) => {
+          widgets.push(widget);
+          Widget.attach(widget, document.body);
+        },
+        activateById
+      }
+    },
+    model,
+    services: {},
+    fileBrowserFactory: null,
+    terminalOptions: async () => ({}),
+    translator: nullTranslator
+  } as unknown as Views.IOptions);
+  return { views, widgets, commands, activateById };
+}
 
+describe('a page of a session', () => {
   async function opened() {
     const ready = session(1, 'ready');
     const sessions = jest.fn().mockResolvedValue({ sessions: [ready], revision: 1 });
@@ -103,4 +108,62 @@ describe('a page of a session', () => {
     await press('reload');
     expect(frame.src).toBe(URL_OF_PAGE);
   });
+});
+
+describe('the files of a session', () => {
+  async function restored(phase: Phase) {
+    const events = new Events();
+    const sessions = jest
+      .fn()
+      .mockResolvedValue({ sessions: [session(1, phase)], revision: 1 });
+    const model = new SessionModel({
+      api: fakeAPI({ sessions }),
+      events: events.stream
+    });
+    const { views, widgets, commands, activateById } = viewsOf(model);
+    const browse = jest
+      .spyOn(RemoteServices.prototype, 'createFileBrowser')
+      .mockImplementation(async () => new Widget() as FileBrowser);
+    views.restore({ restore: jest.fn() } as unknown as ILayoutRestorer);
+    // It does not wait for the session: JupyterLab would wait for it.
+    await commands.execute('clearml-session:restore-view', {
+      kind: 'files',
+      id: id(1)
+    });
+    model.start();
+    await model.ready;
+    await settle();
+    return { model, events, browse, widgets, activateById };
+  }
+
+  it.each<Phase>(['starting', 'connecting', 'reconnecting'])(
+    'come back when it is ready, also where it was %s at first',
+    async phase => {
+      const { model, events, browse, widgets, activateById } = await restored(phase);
+      expect(browse).not.toHaveBeenCalled();
+      const ready = session(1, 'ready');
+      events.changed(2, ready);
+      await settle();
+      events.changed(3, { ...ready, phase_text: 'still' });
+      await settle();
+      expect(browse.mock.calls).toEqual([[ready]]);
+      expect(widgets).toHaveLength(1);
+      expect(activateById).not.toHaveBeenCalled(); // the user works elsewhere by now
+      model.dispose();
+    }
+  );
+
+  it.each<Phase>(['ended', 'services_up', 'failed'])(
+    'are given up quietly where it is %s meanwhile',
+    async phase => {
+      const { model, events, browse } = await restored('connecting');
+      events.changed(2, session(1, phase));
+      await settle();
+      events.changed(3, session(1, 'ready'));
+      await settle();
+      expect(browse).not.toHaveBeenCalled();
+      expect(Notification.manager.count).toBe(0);
+      model.dispose();
+    }
+  );
 });
