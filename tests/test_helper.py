@@ -619,6 +619,20 @@ def test_kernelspecs_and_metrics(machine: RemoteMachine) -> None:
     assert metrics["idle_s"] >= 0
 
 
+def test_a_logo_that_cannot_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("logo-32x32.png", "logo-64x64.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    read = Path.read_bytes
+
+    def forbidden(path: Path) -> bytes:
+        if path.name == "logo-32x32.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    assert list(remote.resources({"resource_dir": str(tmp_path)})) == ["logo-64x64.png"]
+
+
 def test_graphics_cards_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho '0, NVIDIA A100-SXM4-40GB, 37, 1024, 40536, 45'\n")

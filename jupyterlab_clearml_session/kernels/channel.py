@@ -414,17 +414,21 @@ class SessionChannel:
     def _forwarder(self, number: int, port: KernelPort, channel: int) -> Callable[[], None]:
         def forward() -> None:
             for parts in port.receive(channel):
-                interrupts = channel == CONTROL and _is(b'"interrupt_request"', parts)
-                stream = self._link.streams[number]
-                sent, end = self._interrupts.get(number, (None, 0))
-                # As with `signal`: while one is under way, the same one again is not sent twice.
-                if interrupts and sent is stream and end > stream.log.start:
-                    continue
-                self._link.send(number, channel, parts)
-                if interrupts:
-                    self._interrupts[number] = stream, stream.log.end
+                if channel == CONTROL and _is(b'"interrupt_request"', parts):
+                    self._interrupt(number, parts)
+                else:
+                    self._link.send(number, channel, parts)
 
         return forward
+
+    def _interrupt(self, number: int, parts: list[Any]) -> None:
+        """As with `signal`: while one is under way, the same one again is not sent twice."""
+        stream = self._link.streams[number]
+        sent, end = self._interrupts.get(number, (None, 0))
+        if sent is stream and end > stream.log.start:
+            return
+        self._link.send(number, CONTROL, parts)
+        self._interrupts[number] = stream, stream.log.end
 
     def _pause(self, number: int, paused: bool) -> None:
         if paused:

@@ -6,6 +6,7 @@ Runs on any Python from 3.8 on; only the kernelspecs need jupyter_client, which 
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import subprocess
@@ -143,8 +144,9 @@ def resources(spec: dict[str, Any]) -> dict[str, str]:
     """Return the logos of a kernelspec, base64 by file name."""
     found = {}
     for path in sorted(Path(spec["resource_dir"]).glob("logo-*")) if spec["resource_dir"] else []:
-        if path.is_file() and path.stat().st_size <= RESOURCE_LIMIT:
-            found[path.name] = base64.b64encode(path.read_bytes()).decode()
+        with contextlib.suppress(OSError):  # one that cannot be read: the kernel does without
+            if path.is_file() and path.stat().st_size <= RESOURCE_LIMIT:
+                found[path.name] = base64.b64encode(path.read_bytes()).decode()
     return found
 
 

@@ -153,7 +153,6 @@ export function addGlobalCommands(options: ICommandOptions): void {
     icon: args => (args.isPalette ? undefined : sessionIcon),
     isEnabled: isLocal,
     isVisible: isLocal,
-
     execute: () => serverDialog(model, trans)
   });
 
