@@ -102,6 +102,22 @@ def test_everything_changed_arrives(repo: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_change_in_the_second_of_the_commit_is_seen(repo: Path) -> None:
+    """The file has the size and the time that the index notes: only by the index's own age git looks into it."""
+    _git(repo, "config", "core.trustctime", "false")
+    file, then = repo / "quick.py", (10**9, 10**9)
+    file.write_text("print(1)\n")
+    os.utime(file, then)
+    _git(repo, "add", ".")
+    _git(repo, "commit", "-qm", "quick")
+    _git(repo, "push", "-q", "origin", "HEAD:main")
+    _git(repo, "fetch", "-q")
+    file.write_text("print(2)\n")
+    os.utime(file, then)
+    os.utime(repo / ".git" / "index", then)
+    assert "+print(2)" in collect_repo(repo).diff
+
+
 def test_likely_secrets_and_large_files_are_left_out(repo: Path) -> None:
     for name in (".env", "server.pem", "id_ed25519", "credentials.json", "sub/.npmrc"):
         (repo / name).write_text("value")

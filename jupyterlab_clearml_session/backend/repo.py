@@ -242,7 +242,8 @@ def _snapshot(git: _Git, root: Path, base: _Base) -> RepoSnapshot:
         # In a worktree the index is not where one would look for it.
         index = root / os.fsdecode(git.run("rev-parse", "--git-path", "index").strip())
         git.index = Path(scratch) / "index"
-        shutil.copyfile(index, git.index)
+        # With its age: by that git knows which files may have changed since without a sign of it.
+        shutil.copy2(index, git.index)
         changed = _names(git.run("diff", "--name-only", "-z", *_DIFF, base.commit))
         new = _names(git.run("ls-files", "--others", "--exclude-standard", "-z"))
         left_out = {path: reason for path in [*changed, *new] if (reason := _reason_to_leave_out(root, path))}
