@@ -27,9 +27,9 @@ and go on where it was: a laptop may sleep for days."""
 SILENCE_LIMIT = 60.0
 """Seconds without a byte after which a client counts as away. One that lives asks for a sign of life every few
 seconds, and comes back if its wire is closed. Of one whose machine lost its power nothing else tells for hours."""
-LAZY = 0.005
-"""Seconds for which "busy", the echo of the input, and a reply may wait for what follows them at once. Four
-packets for one short cell become one, each of which would cost more time than it takes to wait."""
+LAZY = 0.001
+"""Seconds for which "busy", the echo of the input, and a reply may wait for what follows them at once: a packet
+costs more time than that. Not for longer: what they bring is then dealt with while the cell still runs."""
 
 
 class Client:
