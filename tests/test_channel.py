@@ -296,6 +296,26 @@ def test_a_restart_during_an_outage_is_not_taken_for_a_death_on_return(
     client.close()
 
 
+def test_a_kernel_is_killed_without_waiting_for_a_large_message(
+    shared: RemoteMachine, tmp_path: Path
+) -> None:
+    lines, said = tapped(shared)
+    channel = SessionChannel(lines.dial)
+    channel.start()
+    stream = start_kernel(channel, tmp_path)
+    client = talk(channel, stream)
+    client.run("1")
+    lines.break_off(channel)
+    send_in_vain(client, channel, stream, "#" + 2_000_000 * "x")
+    killed = channel.signal(stream, "k-1", signal.SIGKILL)
+    lines.come_back(channel)
+    killed.result(30)
+    assert said.index(b'"signal"') < said.index(1000 * b"x")
+    client.close()
+    channel.request("forget", kernel_id="k-1").result(30)
+    channel.close()
+
+
 def test_heartbeats_are_answered_while_the_link_is_down(
     channel: SessionChannel, lines: Lines, tmp_path: Path
 ) -> None:

@@ -38,6 +38,8 @@ RETRY_MIN, RETRY_MAX = 0.1, 5.0
 STEADY = 2.0
 """Seconds after which a wire was of use although it brought no message. Where each one breaks after the greeting,
 something is wrong over there, and every try starts a process on that machine: not again at once."""
+WAITED_FOR = 1024 * 1024
+"""Bytes on their way to a kernel after which it is killed: not those of a large message over a slow link."""
 FAILED_RETRY_MAX = 300.0
 """Where the helper cannot run over there: each try starts several processes on that machine, mostly for nothing."""
 
@@ -466,9 +468,11 @@ class SessionChannel:
             port.exit_status = event["status"]
 
     def _so_far(self, stream: int) -> tuple[Stream, int] | None:
-        """What clients have sent to a kernel up to now."""
+        """What clients have sent to a kernel up to now; None where that is too much to wait for."""
         sent = self._link.streams.get(stream)
-        return None if sent is None else (sent, sent.log.end)
+        if sent is None or sent.log.end - sent.log.received > WAITED_FOR:
+            return None
+        return sent, sent.log.end
 
     def _send_request(self, request: _Request) -> None:
         if self._closed:
