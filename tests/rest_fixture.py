@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import asyncssh
+import psutil
 import pytest
 from jupyter_server.serverapp import ServerApp
 
@@ -34,11 +35,11 @@ UNKNOWN_ID = "0" * 32
 @pytest.fixture(name="jp_server_config")
 def rest_config(
     clearml_server: ClearMLUnderTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in clearml_environment(clearml_server.credentials).items():
         monkeypatch.setenv(name, value)
-    return {
+    yield {
         "ServerApp": {"jpserver_extensions": {"jupyterlab_clearml_session": True}},
         "ClearMLSessionExtension": {
             "presets_dir": str(tmp_path / "presets"),
@@ -52,6 +53,20 @@ def rest_config(
             "jupyter_patience": 0.0,
         },
     }
+    _end_helpers(tmp_path)
+
+
+def _end_helpers(folder: Path) -> None:
+    """End the kernels' helpers whose home was below a folder, and those that were about to start one."""
+
+    def belongs(process: psutil.Process) -> bool:
+        return any(part.startswith(f"{folder}/") for part in process.info["cmdline"] or ())
+
+    while found := list(filter(belongs, psutil.process_iter(["cmdline"]))):
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=5)
 
 
 @pytest.fixture(name="call")
