@@ -556,7 +556,7 @@ def test_wires_that_break_after_each_greeting_are_made_less_and_less_often() -> 
     channel.start()
     assert enough.wait(30)
     channel.close()
-    pauses = [after - before for before, after in itertools.pairwise(dialled)]
+    pauses = [after - before for before, after in itertools.pairwise(dialled[:5])]
     # 0.1, 0.2, 0.4, 0.8 s, up to a half less: all at once otherwise.
     assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2, 0.4), strict=True))
 
