@@ -55,10 +55,11 @@ COUNT = Count(lines=20_000, step=100)
 class Lines:
     """Gives cables, and has a hand on the one in use."""
 
-    def __init__(self, machine: RemoteMachine, kind: type[Cable] = Cable) -> None:
+    def __init__(self, machine: RemoteMachine) -> None:
         self._machine = machine
-        self._kind = kind
         self.cables: list[Cable] = []
+        self.said = bytearray()
+        """What the machine was told over all of them."""
         self.cut_after: list[int] = []
         self.refuse = threading.Event()
 
@@ -66,7 +67,7 @@ class Lines:
         if self.refuse.is_set():
             raise OSError("no link")
         cut_after = self.cut_after.pop() if self.cut_after else None
-        self.cables.append(self._kind(self._machine.dial(client_id), cut_after))
+        self.cables.append(_Tapped(self._machine.dial(client_id), cut_after, self.said))
         return self.cables[-1].near
 
     def break_off(self, channel: SessionChannel) -> None:
@@ -81,17 +82,15 @@ class Lines:
         channel.redial()
 
 
-def tapped(machine: RemoteMachine) -> tuple[Lines, bytearray]:
-    """Return lines to a machine, and what is said over them to it."""
-    said = bytearray()
+class _Tapped(Cable):
+    def __init__(self, far: socket.socket, cut_after: int | None, said: bytearray) -> None:
+        self._said = said
+        super().__init__(far, cut_after)
 
-    class Tapped(Cable):
-        def change(self, source: socket.socket, data: bytes) -> bytes:
-            if source is self._middle:
-                said.extend(data)
-            return data
-
-    return Lines(machine, Tapped), said
+    def change(self, source: socket.socket, data: bytes) -> bytes:
+        if source is self._middle:
+            self._said += data
+        return data
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -210,10 +209,9 @@ time.sleep(0.15)
     client.close()
 
 
-def test_an_interrupt_by_message_during_an_outage_is_sent_once(shared: RemoteMachine, tmp_path: Path) -> None:
-    lines, said = tapped(shared)
-    channel = SessionChannel(lines.dial)
-    channel.start()
+def test_an_interrupt_by_message_during_an_outage_is_sent_once(
+    channel: SessionChannel, lines: Lines, tmp_path: Path
+) -> None:
     stream = start_kernel(channel, tmp_path)
     client = talk(channel, stream)
     client.run("1")
@@ -233,7 +231,7 @@ def test_an_interrupt_by_message_during_an_outage_is_sent_once(shared: RemoteMac
         assert client.reply(request)["ename"] == "KeyboardInterrupt"
         while client.client.get_control_msg(timeout=60)["msg_type"] != "usage_reply":
             pass
-        interrupts.append(said.count(b'"interrupt_request"'))
+        interrupts.append(lines.said.count(b'"interrupt_request"'))
     assert interrupts == [1, 2]
     # One that is answered is not under way, though its delivery may not be acknowledged yet.
     for _ in range(5):
@@ -241,8 +239,6 @@ def test_an_interrupt_by_message_during_an_outage_is_sent_once(shared: RemoteMac
         while client.client.get_control_msg(timeout=60)["msg_type"] != "interrupt_reply":
             pass
     client.close()
-    channel.request("forget", kernel_id="k-1").result(30)
-    channel.close()
 
 
 def test_cells_sent_during_an_outage_run_in_order(
@@ -297,11 +293,8 @@ def test_a_restart_during_an_outage_is_not_taken_for_a_death_on_return(
 
 
 def test_a_kernel_is_killed_without_waiting_for_a_large_message(
-    shared: RemoteMachine, tmp_path: Path
+    channel: SessionChannel, lines: Lines, tmp_path: Path
 ) -> None:
-    lines, said = tapped(shared)
-    channel = SessionChannel(lines.dial)
-    channel.start()
     stream = start_kernel(channel, tmp_path)
     client = talk(channel, stream)
     client.run("1")
@@ -310,10 +303,8 @@ def test_a_kernel_is_killed_without_waiting_for_a_large_message(
     killed = channel.signal(stream, "k-1", signal.SIGKILL)
     lines.come_back(channel)
     killed.result(30)
-    assert said.index(b'"signal"') < said.index(1000 * b"x")
+    assert lines.said.index(b'"signal"') < lines.said.index(1000 * b"x")
     client.close()
-    channel.request("forget", kernel_id="k-1").result(30)
-    channel.close()
 
 
 def test_heartbeats_are_answered_while_the_link_is_down(
@@ -460,10 +451,9 @@ def test_what_the_helper_cannot_do_is_a_typed_error(channel: SessionChannel) -> 
 # -- the link --------------------------------------------------------------------------------------------------
 
 
-def test_what_was_asked_in_vain_during_an_outage_is_not_asked_on_return(shared: RemoteMachine) -> None:
-    lines, said = tapped(shared)
-    channel = SessionChannel(lines.dial)
-    channel.start()
+def test_what_was_asked_in_vain_during_an_outage_is_not_asked_on_return(
+    channel: SessionChannel, lines: Lines
+) -> None:
     assert channel.request("kernels").result(30) == []
     lines.break_off(channel)
     for _ in range(20):
@@ -471,8 +461,7 @@ def test_what_was_asked_in_vain_during_an_outage_is_not_asked_on_return(shared: 
     waiting = channel.request("kernels")
     lines.come_back(channel)
     assert waiting.result(30) == []
-    channel.close()
-    assert (said.count(b'"kernels"'), said.count(b'"metrics"')) == (2, 0)
+    assert (lines.said.count(b'"kernels"'), lines.said.count(b'"metrics"')) == (2, 0)
 
 
 def test_an_interrupt_takes_effect_on_return_also_where_nobody_waits_for_it(
