@@ -178,6 +178,47 @@ kernel.session.send(
     client.close()
 
 
+def test_clients_go_on_with_the_next_kernel_after_half_of_a_large_message(
+    machine: RemoteMachine, tmp_path: Path
+) -> None:
+    lines = Lines(machine)
+    channel = SessionChannel(lines.dial)
+    channel.start()
+    stream = start_kernel(channel, tmp_path)
+    client = talk(channel, stream)
+    client.run("1")
+    lines.cut_after = [1_000_000]
+    lines.cables[-1].cut()
+    wait_until(lambda: len(lines.cables) == 2)
+    lines.refuse.set()
+    client.client.execute("get_ipython().display_pub.publish({'text/plain': 'x' * 10_000_000})")
+    lines.cables[-1].cut_off.wait(60)
+    greeting = machine.greeting()
+    assert greeting is not None
+    os.kill(greeting["pid"], signal.SIGKILL)
+    lines.come_back(channel)
+    while client.next()["msg_type"] != "iopub_welcome":
+        pass  # it has connected again
+    port = channel.port(stream)
+    assert port is not None
+    assert port.exit_status == -9
+    start_again = {
+        "env": {},
+        "folders": [],
+        "meta": {},
+        "adopt": False,
+        "kernel_id": "k-1",
+        "name": "python3",
+    }
+    signed = {"key": "secret", "signature_scheme": "hmac-sha256"}
+    channel.start_kernel(stream, 0, **start_again, **signed).result(60)
+    assert client.run("print('again')") == "again\n"
+    client.close()
+    channel.close()
+    for cable in lines.cables:
+        cable.cut()
+
+
 def test_an_interrupt_during_an_outage_takes_effect_on_return_once(
     channel: SessionChannel, lines: Lines, tmp_path: Path
 ) -> None:

@@ -10,11 +10,13 @@ import socket
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jupyterlab_clearml_session.remote import messages as messages_module
 from jupyterlab_clearml_session.remote.link import Link, Stream
 from jupyterlab_clearml_session.remote.messages import (
     DELIMITER,
@@ -62,6 +64,60 @@ def test_a_large_part_comes_whole() -> None:
     for start in range(0, len(data), 100_000):
         got += reader.feed(memoryview(data)[start : start + 100_000])
     assert [[bytes(part) for part in parts] for _, parts in got] == [[b"topic", part, b""]]
+
+
+class Passed:
+    """Where large messages go while they come: only every second one of those that are offered."""
+
+    def __init__(self) -> None:
+        self.offered = 0
+        self.messages: list[tuple[int, list[bytes]]] = []
+        self._more = False
+        self._missing = 0
+
+    def begin(self, channel: int, parts: list[Any]) -> Passed | None:
+        self.offered += 1
+        if self.offered % 2:
+            return None
+        self.messages.append((channel, [bytes(part) for part in parts]))
+        self._more, self._missing = True, 0
+        return self
+
+    def part(self, length: int, more: bool) -> None:
+        assert (self._more, self._missing) == (True, 0)
+        self._more, self._missing = more, length
+        self.messages[-1][1].append(b"")
+
+    def data(self, data: memoryview) -> None:
+        self._missing -= len(data)
+        self.messages[-1][1][-1] += bytes(data)
+
+    def end(self) -> None:
+        assert (self._more, self._missing) == (False, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), PARTS), max_size=12), st.lists(st.integers(1, 97), min_size=1))
+def test_large_parts_are_passed_on_while_they_come(
+    messages: list[tuple[int, list[bytes]]], portions: list[int]
+) -> None:
+    data = memoryview(b"".join(bytes(b) for channel, parts in messages for b in pack_message(channel, parts)))
+    passed = Passed()
+    with mock.patch.object(messages_module, "LARGE", 60):
+        reader, got, position, turn = MessageReader(passed.begin), [], 0, 0
+        while position < len(data):
+            size = portions[turn % len(portions)]
+            for channel, parts in reader.feed(data[position : position + size]):
+                got.append((channel, [bytes(part) for part in parts]))
+            position, turn = position + size, turn + 1
+    assert reader.pending == 0
+    assert len(passed.messages) == passed.offered // 2
+    whole, passed_on = iter(got), iter(passed.messages)
+    following = next(whole, None), next(passed_on, None)
+    for message in messages:
+        assert message in following
+        index = following.index(message)
+        following = (next(whole, None), following[1]) if index == 0 else (following[0], next(passed_on, None))
+    assert following == (None, None)
 
 
 @settings(max_examples=60)

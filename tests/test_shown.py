@@ -15,6 +15,7 @@ import zmq
 from jupyterlab_clearml_session.kernels import port as port_module
 from jupyterlab_clearml_session.kernels.port import KernelPort
 from jupyterlab_clearml_session.kernels.shown import ShownFolder, ShownKernel, Watcher
+from jupyterlab_clearml_session.remote.loop import Loop
 from jupyterlab_clearml_session.remote.messages import DELIMITER, IOPUB, SHELL
 
 
@@ -139,7 +140,8 @@ class Adopted:
 
     def __init__(self, folder: Path, hold_for: int) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
-        self.port = KernelPort(self.context, folder / "k", b"key", "hmac-sha256")
+        self.loop = Loop()
+        self.port = KernelPort(self.context, self.loop, folder / "k", b"key", "hmac-sha256")
         self.port.hold_for = hold_for
         self.port.started(1, {"key": "key", "signature_scheme": "hmac-sha256"})
 
@@ -147,8 +149,8 @@ class Adopted:
         sock: zmq.Socket[Any] = self.context.socket(zmq.SUB)
         sock.setsockopt(zmq.SUBSCRIBE, b"")
         sock.connect(f"ipc://{self.port.info['ip']}-{self.port.info['iopub_port']}")
-        assert self.port.sockets[IOPUB].poll(10_000)
-        self.port.subscription()
+        while not sock.poll(0):  # until the welcome is there
+            self.loop.turn(10)
         return sock
 
     def say(self, text: bytes) -> None:
@@ -156,6 +158,7 @@ class Adopted:
 
     def close(self) -> None:
         self.port.close()
+        self.loop.close()
         self.context.destroy(linger=0)
 
 

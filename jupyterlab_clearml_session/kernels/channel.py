@@ -26,7 +26,7 @@ import zmq
 from ..errors import ClearMLSessionError, KernelFailed
 from ..remote.link import Link, Stream
 from ..remote.loop import Loop
-from ..remote.messages import CONTROL, EVENT, IOPUB, REQUEST, signed_frames
+from ..remote.messages import CONTROL, EVENT, REQUEST, signed_frames
 from ..remote.wire import Wire, WireClosed
 from .port import RETRY_INTERVAL, KernelPort
 
@@ -170,8 +170,8 @@ class SessionChannel:
                 _settle(future, error=KernelFailed("The connection to the session was closed."))
                 return
             try:
-                port = KernelPort(self._context, base, key, signature_scheme)
-            except zmq.ZMQError as error:
+                port = KernelPort(self._context, self._loop, base, key, signature_scheme)
+            except (zmq.ZMQError, OSError) as error:
                 _settle(future, error=_no_sockets(error))
                 return
             number = self._next_stream
@@ -206,7 +206,7 @@ class SessionChannel:
             port.hold_for = hold_for
             try:
                 port.bind()
-            except zmq.ZMQError as error:
+            except (zmq.ZMQError, OSError) as error:
                 _settle(future, error=_no_sockets(error))
                 return
             # Of a kernel that is restarted: what was sent to the former process is not for the next one.
@@ -397,20 +397,18 @@ class SessionChannel:
         if port is not None and port.exit_status is None:
             port.exit_tail = ["The remote kernel is gone: the helper that ran it has ended."]
             port.exit_status = -9
-        if number in self._link.streams:
-            self._link.streams[number] = Stream()
+        if port is not None and number in self._link.streams:
+            port.publisher.abandon()
+            self._link.streams[number] = Stream(on_large=port.begin)
 
     # -- messages ------------------------------------------------------------------------------------------
 
     def _add_port(self, number: int, port: KernelPort) -> None:
         self._ports[number] = port
-        self._link.streams[number] = Stream()
+        self._link.streams[number] = Stream(on_large=port.begin)
         port.on_pause = lambda paused: self._pause(number, paused)
         for channel, sock in port.sockets.items():
-            if channel == IOPUB:
-                self._loop.watch(sock, port.subscription)
-            else:
-                self._loop.watch(sock, self._forwarder(number, port, channel))
+            self._loop.watch(sock, self._forwarder(number, port, channel))
         self._loop.watch(port.heartbeat, port.beat)
 
     def _forwarder(self, number: int, port: KernelPort, channel: int) -> Callable[[], None]:
@@ -549,7 +547,7 @@ def _is(kind: bytes, parts: list[Any]) -> bool:
     return frames is not None and kind in bytes(frames[0])
 
 
-def _no_sockets(error: zmq.ZMQError) -> KernelFailed:
+def _no_sockets(error: zmq.ZMQError | OSError) -> KernelFailed:
     return KernelFailed(f"The kernel's local sockets cannot be made: {error}")
 
 

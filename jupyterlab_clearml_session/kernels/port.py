@@ -18,13 +18,12 @@ import zmq
 from jupyter_client.session import Session
 
 from ..remote.kernel import receive_parts, send_parts
-from ..remote.messages import CONTROL, IOPUB, SHELL, STDIN
+from ..remote.loop import Loop
+from ..remote.messages import CONTROL, IOPUB, SHELL, STDIN, LargeMessage
+from .publisher import Publisher
+from .subscriber import Subscriber
 
 NAMES = {SHELL: "shell", IOPUB: "iopub", STDIN: "stdin", CONTROL: "control"}
-OUTPUT_QUEUE = 20_000
-"""Messages that wait for a slow subscriber before the stream is paused."""
-SEND_BUFFER = 1024 * 1024
-"""Bytes (Linux grants less) that the system takes of a large message before the subscriber has to read."""
 STALL_LIMIT = 10.0
 """Seconds after which a subscriber that takes nothing no longer holds up the others: it loses output."""
 RETRY_INTERVAL = 0.005
@@ -48,7 +47,9 @@ class KernelPort:
         With which the kernel signs; used for the welcome message only.
     """
 
-    def __init__(self, context: zmq.Context[Any], base: Path, key: bytes, signature_scheme: str) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], loop: Loop, base: Path, key: bytes, signature_scheme: str
+    ) -> None:
         self.info: dict[str, Any] = {
             "transport": "ipc",
             "ip": str(base),
@@ -74,29 +75,31 @@ class KernelPort:
         # server, perhaps to all cells of a notebook.
         self._unclaimed: dict[tuple[int, bytes], deque[list[Any]]] = {}
         self._unclaimed_bytes = 0
+        self.publisher = Publisher(loop, self._path("iopub"), self._subscribed, self._cancelled)
         self.sockets: dict[int, zmq.Socket[Any]] = {}
-        for channel in NAMES:
-            sock = self.sockets[channel] = context.socket(zmq.XPUB if channel == IOPUB else zmq.ROUTER)
+        for channel in (SHELL, STDIN, CONTROL):
+            sock = self.sockets[channel] = context.socket(zmq.ROUTER)
             sock.linger = 0
-            if channel == IOPUB:
-                sock.setsockopt(zmq.XPUB_VERBOSER, 1)
-                sock.setsockopt(zmq.XPUB_NODROP, 1)
-                sock.set_hwm(OUTPUT_QUEUE)
-                sock.setsockopt(zmq.SNDBUF, SEND_BUFFER)
-            else:
-                # A client that reconnects under its old name takes the place of its dead connection.
-                sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
-                sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-                sock.set_hwm(0)
+            # A client that reconnects under its old name takes the place of its dead connection.
+            sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
+            sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            sock.set_hwm(0)
         self.heartbeat = context.socket(zmq.ROUTER)
         self.heartbeat.linger = 0
-        self.bind()
+        try:
+            self.bind()
+        except (zmq.ZMQError, OSError):
+            self.close()
+            raise
 
     def bind(self) -> None:
-        """Bind the sockets whose files are not there (jupyter_client removes them at a restart)."""
-        for number, sock in enumerate([*self.sockets.values(), self.heartbeat], start=1):
-            path = f"{self._base}-{number}"
-            if Path(path).exists():
+        """Bind the sockets whose files are not there (jupyter_client removes them at a restart).
+
+        Raises zmq.ZMQError, OSError.
+        """
+        self.publisher.bind()
+        for path, sock in self._bound():
+            if path.exists():
                 continue
             if sock.getsockopt(zmq.LAST_ENDPOINT):
                 sock.unbind(f"ipc://{path}")
@@ -104,9 +107,17 @@ class KernelPort:
 
     def close(self) -> None:
         """Close the sockets, with what is in them sent on, and remove their files."""
-        for number, sock in enumerate([*self.sockets.values(), self.heartbeat], start=1):
+        self.publisher.close()
+        for path, sock in self._bound():
             sock.close(linger=1000)
-            Path(f"{self._base}-{number}").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+    def _bound(self) -> list[tuple[Path, zmq.Socket[Any]]]:
+        bound = [(self._path(NAMES[channel]), sock) for channel, sock in self.sockets.items()]
+        return [*bound, (self._path("hb"), self.heartbeat)]
+
+    def _path(self, name: str) -> Path:
+        return Path(f"{self._base}-{self.info[name + '_port']}")
 
     def started(self, pid: int, adopted: dict[str, Any] | None) -> None:
         """The kernel is there; an adopted one signs with the key that it got at its birth."""
@@ -132,6 +143,12 @@ class KernelPort:
         if self._holding or self._backlog or not self._publish(parts):
             self._backlog.append(parts)
             self.on_pause(True)
+
+    def begin(self, channel: int, parts: list[Any]) -> LargeMessage | None:
+        """Give a large message to the clients while it comes, if that can be: see `MessageReader`."""
+        if channel != IOPUB or not parts or self._holding or self._backlog:
+            return None
+        return self.publisher if self.publisher.begin(parts) else None
 
     @property
     def stalled(self) -> bool:
@@ -175,21 +192,13 @@ class KernelPort:
             del self._unclaimed[client]
 
     def _publish(self, parts: list[Any]) -> bool:
-        sock = self.sockets[IOPUB]
-        try:
-            send_parts(sock, parts)
-        except zmq.Again:
-            now = time.monotonic()
-            if self._stalled_since is None:
-                self._stalled_since = now
-            if now - self._stalled_since < STALL_LIMIT:
-                return False
-            sock.setsockopt(zmq.XPUB_NODROP, 0)
-            send_parts(sock, parts)
-            sock.setsockopt(zmq.XPUB_NODROP, 1)
+        if self.publisher.publish(parts):
+            self._stalled_since = None
             return True
-        self._stalled_since = None
-        return True
+        now = time.monotonic()
+        if self._stalled_since is None:
+            self._stalled_since = now
+        return now - self._stalled_since >= STALL_LIMIT and self.publisher.publish(parts, drop=True)
 
     # -- from the clients ----------------------------------------------------------------------------------
 
@@ -202,30 +211,23 @@ class KernelPort:
                 messages.append(receive_parts(sock))
             except zmq.Again:
                 break
-        if self._unclaimed and channel != IOPUB:
+        if self._unclaimed:
             self._retry_replies()
         return messages
 
-    def subscription(self) -> None:
-        """Deal with clients that subscribe or go: a newcomer is welcomed, which tells it that it is connected."""
-        for frames in self.receive(IOPUB):
-            if frames[0][:1] == b"\1":
-                self._subscribers += 1
-                self._welcome(frames[0][1:])
-            elif frames[0][:1] == b"\0":
-                self._subscribers -= 1
+    def _subscribed(self, subscriber: Subscriber, topic: bytes) -> None:
+        """Deal with a newcomer: it is welcomed, which tells it that it is connected."""
+        self._subscribers += 1
+        content = {"subscription": topic.decode(errors="replace")}
+        message = self._session.msg("iopub_welcome", content)
+        self.publisher.tell(subscriber, self._session.serialize(message, topic or None))
         if self._holding and self._subscribers >= self.hold_for:
             self.retry()
         elif self._holding and self._subscribers >= 2 and self._hold_until == math.inf:
             self._hold_until = time.monotonic() + HOLD_LIMIT
 
-    def _welcome(self, topic: bytes) -> None:
-        content = {"subscription": topic.decode(errors="replace")}
-        message = self._session.serialize(self._session.msg("iopub_welcome", content), topic or None)
-        try:
-            self.sockets[IOPUB].send_multipart(message, zmq.NOBLOCK)
-        except zmq.Again:
-            return  # others do not keep up; the newcomer learns of its connection by the next output
+    def _cancelled(self) -> None:
+        self._subscribers -= 1
 
     def beat(self) -> None:
         """Answer heartbeats."""

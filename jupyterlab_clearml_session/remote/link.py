@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
-from .messages import MessageReader, pack_message
+from .messages import LargeMessage, MessageReader, pack_message
 from .sendlog import SendLog
 from .wire import ACK, DATA, FRAME_LIMIT, HELLO, PING, PONG, ProtocolError, Wire
 
@@ -32,9 +32,13 @@ _DELIVERED = struct.Struct("!Q")
 
 
 class Stream:
-    """Both directions of one stream, as one end sees them."""
+    """Both directions of one stream, as one end sees them. ``on_large``: see `MessageReader`."""
 
-    def __init__(self, log: SendLog | None = None) -> None:
+    def __init__(
+        self,
+        log: SendLog | None = None,
+        on_large: Callable[[int, list[Any]], LargeMessage | None] | None = None,
+    ) -> None:
         self.log = SendLog() if log is None else log
         self.received = 0
         """Offset up to which everything was received, perhaps in the middle of a message."""
@@ -43,7 +47,7 @@ class Stream:
         """Offset up to which the owner has dealt with everything; always between two messages."""
         self.paused = False
         """True while the owner only keeps what comes: nothing is acknowledged, so the sender stops soon."""
-        self._reader = MessageReader()
+        self._reader = MessageReader(on_large)
         # From which offset on this stream waits until another one has been sent up to one of its own.
         self._waits: deque[tuple[int, Stream, int]] = deque()
 

@@ -11,11 +11,14 @@ import hmac
 import mmap
 import re
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 SHELL, IOPUB, STDIN, CONTROL, REQUEST, EVENT = 0, 1, 2, 3, 4, 5
 """Channels of a message: the kernel's own four, requests on stream 0, and events of a kernel's process."""
 SMALL = 64 * 1024
+LARGE = 256 * 1024
+"""Bytes of a part that may be passed on while it comes."""
 HUGE = 2 * 1024 * 1024
 DELIMITER = b"<IDS|MSG>"
 _HEAD = struct.Struct("!BxH")
@@ -36,21 +39,47 @@ def packed_size(parts: list[Any]) -> int:
     return _HEAD.size + sum(8 + len(part) for part in parts)
 
 
-class MessageReader:
-    """Takes the bytes of a stream in any portions and gives whole messages."""
+class LargeMessage(Protocol):
+    """Where the rest of a message goes while it comes, from its first large part on."""
 
-    def __init__(self) -> None:
+    def part(self, length: int, more: bool) -> None:
+        """Begin the next part of so many bytes; ``more``: another one follows it."""
+        ...
+
+    def data(self, data: memoryview) -> None:
+        """Take bytes of the part; they are only lent."""
+        ...
+
+    def end(self) -> None:
+        """All of the message has been given."""
+        ...
+
+
+class MessageReader:
+    """Takes the bytes of a stream in any portions and gives whole messages.
+
+    Parameters
+    ----------
+    on_large:
+        Called with channel and parts so far where a large part begins; returns where it goes while it comes, or
+        None if it shall be kept until the message is whole.
+    """
+
+    def __init__(self, on_large: Callable[[int, list[Any]], LargeMessage | None] | None = None) -> None:
+        self._on_large = on_large
         self._head = bytearray()
         self._channel = 0
         self._lengths: list[int] | None = None
         self._parts: list[Any] = []
-        self._partial: memoryview | None = None
+        self._begun = False
+        self._room: memoryview | None = None
         self._filled = 0
+        self._large: LargeMessage | None = None
         self.pending = 0
         """Bytes taken of the message that is not whole yet."""
 
     def feed(self, data: memoryview) -> list[tuple[int, list[Any]]]:
-        """Return the messages that ``data`` completes."""
+        """Return the messages that ``data`` completes, without those that were passed on while they came."""
         messages = []
         position, end = 0, len(data)
         while position < end:
@@ -61,8 +90,11 @@ class MessageReader:
                 position = self._feed_parts(data, position)
             self.pending += position - begin
             if self._lengths is not None and len(self._parts) == len(self._lengths):
-                messages.append((self._channel, self._parts))
-                self._lengths, self._parts = None, []
+                if self._large is None:
+                    messages.append((self._channel, self._parts))
+                else:
+                    self._large.end()
+                self._lengths, self._parts, self._large = None, [], None
                 self.pending = 0
         return messages
 
@@ -88,21 +120,33 @@ class MessageReader:
         end = len(data)
         while len(self._parts) < len(self._lengths):
             length = self._lengths[len(self._parts)]
-            if self._partial is None:
-                if end - position >= length:
-                    self._parts.append(bytes(data[position : position + length]))
-                    position += length
-                    continue
-                self._partial, self._filled = _allocate(length), 0
+            if not self._begun and self._large is None and end - position >= length:
+                self._parts.append(bytes(data[position : position + length]))
+                position += length
+                continue
+            if not self._begun:
+                self._begin_part(length, more=len(self._parts) + 1 < len(self._lengths))
             taken = data[position : position + length - self._filled]
-            self._partial[self._filled : self._filled + len(taken)] = taken
+            if self._large is not None:
+                self._large.data(taken)
+            elif self._room is not None:
+                self._room[self._filled : self._filled + len(taken)] = taken
             self._filled += len(taken)
             position += len(taken)
             if self._filled < length:
                 return position
-            self._parts.append(self._partial)
-            self._partial = None
+            self._parts.append(self._room)
+            self._begun, self._room, self._filled = False, None, 0
         return position
+
+    def _begin_part(self, length: int, *, more: bool) -> None:
+        self._begun = True
+        if self._large is None and length >= LARGE and self._on_large is not None:
+            self._large = self._on_large(self._channel, self._parts)
+        if self._large is None:
+            self._room = _allocate(length)
+        else:
+            self._large.part(length, more)
 
 
 def _allocate(length: int) -> memoryview:
