@@ -170,22 +170,24 @@ export function LaunchForm(
   }, [drawn]);
   React.useEffect(() => focus('[aria-invalid="true"]'), [draft.refused]);
   return (
-    <div ref={box} className="jp-ClearML-launchForm" tabIndex={-1}>
-      {draft.schema && (
-        <>
-          <PresetsBox draft={draft} trans={trans} />
-          <RepositoryBox draft={draft} trans={trans} />
-          {draft.groups().map((group, index) => (
-            <Group
-              key={group}
-              group={group}
-              open={index === 0}
-              draft={draft}
-              trans={trans}
-            />
-          ))}
-        </>
-      )}
+    <>
+      <div ref={box} className="jp-ClearML-launchForm" tabIndex={-1}>
+        {draft.schema && (
+          <>
+            <PresetsBox draft={draft} trans={trans} />
+            <RepositoryBox draft={draft} trans={trans} />
+            {draft.groups().map((group, index) => (
+              <Group
+                key={group}
+                group={group}
+                open={index === 0}
+                draft={draft}
+                trans={trans}
+              />
+            ))}
+          </>
+        )}
+      </div>
       <div className="jp-ClearML-launchFooter">
         {draft.failure && (
           <ErrorBox error={draft.failure.body} trans={trans}>
@@ -207,7 +209,7 @@ export function LaunchForm(
           {draft.busy === 'saving' && trans.__('Saving…')}
         </p>
       </div>
-    </div>
+    </>
   );
 }
 

@@ -98,7 +98,7 @@ def with_the_fake(browser: Browser, temporary: Path, folder: Path) -> None:
     lab.panel.get_by_role("button", name="New Session").click()
     lab.dialog.get_by_label("Queue").select_option("a100")
     lab.dialog.get_by_label("Python packages").fill("torch==2.4\ntimm")
-    lab.dialog.locator(".jp-ClearML-launch").evaluate("body => body.scrollTo(0, 0)")
+    lab.dialog.locator(".jp-ClearML-launchForm").evaluate("body => body.scrollTo(0, 0)")
     lab.dialog.locator(".jp-Dialog-content").screenshot(path=folder / "new-session.png")
     lab.page.close()
 
@@ -170,7 +170,7 @@ def dialogs(lab: LabPage, stage: Stage, theme: str, folder: Path) -> None:
     lab.panel.get_by_role("button", name="New Session").click()
     box = lab.dialog.get_by_role("region", name="Repository of the folder")
     expect(box).to_contain_text("3 changed files")
-    lab.dialog.locator(".jp-ClearML-launch").evaluate("body => body.scrollTo(0, 0)")
+    lab.dialog.locator(".jp-ClearML-launchForm").evaluate("body => body.scrollTo(0, 0)")
     content.screenshot(path=folder / "repository-offered.png")
     box.get_by_role("checkbox").check()
     box.get_by_text("Show the changes").click()
@@ -178,7 +178,7 @@ def dialogs(lab: LabPage, stage: Stage, theme: str, folder: Path) -> None:
     content.screenshot(path=folder / "repository-dialog.png")
     lab.dialog.get_by_role("button", name="Import from Command Line").click()
     expect(lab.dialog.get_by_text("Not understood")).to_be_visible()
-    lab.dialog.locator(".jp-ClearML-launch").evaluate("body => body.scrollTo(0, 0)")
+    lab.dialog.locator(".jp-ClearML-launchForm").evaluate("body => body.scrollTo(0, 0)")
     take("imported")
     lab.go_to("/")
 

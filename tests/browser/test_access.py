@@ -222,3 +222,26 @@ def test_with_the_keyboard_alone(tidy_lab: LabPage, stage: Stage) -> None:
     expect(tidy_lab.command(card, "open-jupyter")).to_be_focused()
     keyboard.press("Enter")
     expect(tidy_lab.frame().locator("h1")).to_be_visible()
+
+
+def test_what_has_the_focus_in_the_launch_dialog_is_seen(tidy_lab: LabPage, stage: Stage) -> None:
+    tidy_lab.panel.get_by_role("button", name="New Session").click()
+    groups = tidy_lab.dialog.locator("details[data-group]")
+    expect(groups).not_to_have_count(0)
+    groups.evaluate_all("groups => groups.forEach(group => { group.open = true; })")
+    form = tidy_lab.dialog.locator(".jp-ClearML-launchForm")
+    controls = form.locator(":is(select, input, textarea, summary, button):visible").count()
+    form.locator("select").first.focus()
+    covered = []
+    for _ in range(controls):
+        tidy_lab.page.keyboard.press("Tab")
+        covered += tidy_lab.page.evaluate(
+            """() => {
+                const focused = document.activeElement;
+                const {left, top, bottom} = focused.getBoundingClientRect();
+                const seen = [top + 3, (top + bottom) / 2, bottom - 3].some(
+                    y => focused.contains(document.elementFromPoint(left + 4, y)));
+                return seen ? [] : [focused.id || focused.textContent];
+            }"""
+        )
+    assert covered == []
