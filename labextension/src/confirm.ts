@@ -1,5 +1,5 @@
 /** What the user is asked before a command acts. */
-import { Dialog, InputDialog, showDialog } from '@jupyterlab/apputils';
+import { Dialog, InputDialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { ISession } from './tokens';
@@ -32,7 +32,7 @@ export async function trustsOrigin(
     return true;
   }
   const owner = session.user?.name || trans.__('another user');
-  const result = await showDialog({
+  const result = await ask({
     title: trans.__('Open a session of %1?', owner),
     body: trans.__(
       'Pages of this session run under the address of your own JupyterLab, so what is on that machine can act in your name here: read your files and run code in your kernels. Open it only if you trust %1.',
@@ -56,7 +56,7 @@ export async function confirmShutdown(
   const owner = session.mine
     ? ''
     : trans.__(' It belongs to %1.', session.user?.name ?? '?');
-  const result = await showDialog({
+  const result = await ask({
     title: trans.__('Shut down %1?', session.name),
     body:
       (waiting
@@ -77,7 +77,7 @@ export async function confirmDelete(
   session: ISession,
   trans: TranslationBundle
 ): Promise<boolean> {
-  const result = await showDialog({
+  const result = await ask({
     title: trans.__('Delete %1?', session.name),
     body: trans.__(
       'Its Task, log and stored workspace are deleted from ClearML. This cannot be undone.'
@@ -88,4 +88,11 @@ export async function confirmDelete(
     ]
   });
   return result.button.accept;
+}
+
+/** As JupyterLab's `showDialog`, for titles with a name in it that may be long. */
+function ask(options: Partial<Dialog.IOptions<void>>): Promise<Dialog.IResult<void>> {
+  const dialog = new Dialog(options);
+  dialog.addClass('jp-ClearML-smallDialog');
+  return dialog.launch();
 }

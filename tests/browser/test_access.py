@@ -144,6 +144,27 @@ def test_all_of_it_is_seen_in_a_narrow_panel(tidy_lab: LabPage, stage: Stage, di
         tidy_lab.page.evaluate("() => { document.documentElement.dir = ''; }")
 
 
+def test_a_long_name_makes_no_dialog_wider_than_its_contents(tidy_lab: LabPage, stage: Stage) -> None:
+    session = stage.put(1, Phase.READY, name=LONG.replace("-", "_"))
+    card = tidy_lab.card(session["id"])
+    content = tidy_lab.dialog.locator(".jp-Dialog-content")
+    for item in ("Running Kernels…", "SSH Command…"):
+        tidy_lab.menu(card, item)
+        body = content.locator(".jp-ClearML-dialog")
+        expect(body).to_be_visible()
+        around, inside = content.bounding_box(), body.bounding_box()
+        assert around is not None
+        assert inside is not None
+        assert around["width"] - inside["width"] < 60  # the padding
+        assert sticking_out(content) == []
+        tidy_lab.page.keyboard.press("Escape")
+        expect(tidy_lab.dialog).to_have_count(0)
+    tidy_lab.command(card, "shut-down").click()
+    header = content.locator(".jp-Dialog-header")
+    assert header.evaluate("header => header.scrollWidth <= header.clientWidth")
+    tidy_lab.page.keyboard.press("Escape")
+
+
 def test_of_many_sessions_the_list_is_scrolled_and_the_rest_stays_in_sight(
     tidy_lab: LabPage, stage: Stage
 ) -> None:
