@@ -165,6 +165,30 @@ def test_a_long_name_makes_no_dialog_wider_than_its_contents(tidy_lab: LabPage, 
     tidy_lab.page.keyboard.press("Escape")
 
 
+def test_a_page_in_a_narrow_tab_says_where_its_session_stands(tidy_lab: LabPage, stage: Stage) -> None:
+    session = stage.put(1, Phase.READY, name=LONG)
+    tidy_lab.command(tidy_lab.card(session["id"]), "open-jupyter").click()
+    page = tidy_lab.page
+    toolbar = page.locator(".jp-MainAreaWidget:has(.jp-ClearML-page) > .jp-Toolbar")
+    expect(toolbar.get_by_text("Ready")).to_be_visible()
+    size = page.viewport_size
+    assert size is not None
+    page.set_viewport_size({"width": 760, "height": size["height"]})
+    try:
+        stage.put(1, Phase.RECONNECTING, name=LONG)
+        expect(toolbar.get_by_text("Reconnecting", exact=True)).to_be_visible()
+        expect(toolbar.get_by_role("button", name="Open in a new browser tab")).to_be_visible()
+        # Where they had no room, JupyterLab would move them behind a button of three dots: a moment later.
+        assert toolbar.evaluate(
+            """bar => {
+                const items = [...bar.children].filter(item => !item.classList.contains('jp-Toolbar-spacer'));
+                return items.reduce((sum, item) => sum + item.clientWidth, 0) < bar.clientWidth;
+            }"""
+        )
+    finally:
+        page.set_viewport_size(size)
+
+
 def test_of_many_sessions_the_list_is_scrolled_and_the_rest_stays_in_sight(
     tidy_lab: LabPage, stage: Stage
 ) -> None:
