@@ -172,7 +172,8 @@ export class Views {
     activate = true
   ): Promise<void> {
     const terminal = await this._remote.createTerminal(session, name);
-    const widget = new MainAreaWidget({ content: terminal });
+    // Before it is ready it cannot take the focus, and what is typed would be lost.
+    const widget = new MainAreaWidget({ content: terminal, reveal: terminal.ready });
     const state: IViewState = {
       kind: 'terminal',
       id: session.id,

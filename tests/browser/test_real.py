@@ -181,9 +181,7 @@ def test_the_main_job(page: Page, server: LabServer, tmp_path: Path) -> None:
 
     # -- a terminal over there: what is typed happens there
     lab.command(card, "open-terminal").click()
-    terminal = page.locator(".jp-Terminal:visible")
-    terminal.locator(".xterm-screen").wait_for(timeout=LAB_MS)
-    terminal.click()
+    expect(page.locator(".jp-Terminal:visible textarea")).to_be_focused(timeout=LAB_MS)
     page.keyboard.type("echo typed-over-there > from-terminal.txt\n")
     server.until(lambda: any(Path(home).rglob("from-terminal.txt")))
 

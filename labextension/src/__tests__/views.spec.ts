@@ -1,8 +1,10 @@
 import type { ILayoutRestorer } from '@jupyterlab/application';
 import { Notification } from '@jupyterlab/apputils';
 import type { FileBrowser } from '@jupyterlab/filebrowser';
+import type { Terminal } from '@jupyterlab/terminal';
 import { CommandRegistry } from '@lumino/commands';
 import { PromiseDelegate } from '@lumino/coreutils';
+import { MessageLoop } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
 import { nullTranslator } from '@jupyterlab/translation';
 
@@ -107,6 +109,40 @@ describe('a page of a session', () => {
     expect(open.mock.calls[0][0]).toBe(URL_OF_PAGE);
     await press('reload');
     expect(frame.src).toBe(URL_OF_PAGE);
+  });
+});
+
+describe('a terminal of a session', () => {
+  /** As the real one: it cannot take the focus before it is drawn. */
+  class FakeTerminal extends Widget {
+    readonly session = { name: '1' };
+    readonly drawn = new PromiseDelegate<void>();
+    readonly ready = this.drawn.promise;
+    readonly typed = document.createElement('textarea');
+
+    draw(): void {
+      this.node.append(this.typed);
+      this.drawn.resolve();
+    }
+
+    protected override onActivateRequest(): void {
+      this.typed.focus();
+    }
+  }
+
+  it('takes what is typed as soon as it is there', async () => {
+    const terminal = new FakeTerminal();
+    jest
+      .spyOn(RemoteServices.prototype, 'createTerminal')
+      .mockResolvedValue(terminal as unknown as Terminal);
+    const { views, widgets, activateById } = viewsOf(await startedModel(fakeAPI()));
+    activateById.mockImplementation(() =>
+      MessageLoop.sendMessage(widgets[0], Widget.Msg.ActivateRequest)
+    );
+    await views.openTerminal(session(1, 'ready'));
+    terminal.draw();
+    await settle();
+    expect(document.activeElement).toBe(terminal.typed);
   });
 });
 
