@@ -72,6 +72,10 @@ export class BodyDialog<T = void> extends Dialog<T> {
   protected override onAfterAttach(msg: Message): void {
     this._drawn.renderPromise = undefined;
     super.onAfterAttach(msg);
+    if (!this.node.contains(document.activeElement)) {
+      // What it was meant for is not there yet, or disabled: the keyboard would go on behind the dialog.
+      this._drawn.node.querySelector<HTMLElement>('[tabindex]')?.focus();
+    }
   }
 
   private readonly _drawn: ReactWidget;

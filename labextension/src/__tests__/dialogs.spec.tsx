@@ -377,6 +377,30 @@ describe('attachDialog', () => {
   });
 });
 
+describe('the launch dialog', () => {
+  it('is where the keyboard goes, also before there are options, or where there are none', async () => {
+    const answer = new PromiseDelegate<never>();
+    const api = fakeAPI({ schema: jest.fn().mockReturnValue(answer.promise) });
+    render(<button type="button">opener</button>);
+    button('opener').focus();
+    const done = new Launcher(await startedModel(api), nullTranslator).launch();
+    await act(settle);
+    const dialog = document.querySelector('.jp-Dialog') as Element;
+    expect(dialog.contains(document.activeElement)).toBe(true);
+    answer.reject(new Error('nobody answers'));
+    await act(settle);
+    expect(screen.getByText('nobody answers')).toBeTruthy();
+    expect(dialog.contains(document.activeElement)).toBe(true);
+    const escape = new KeyboardEvent('keydown', {
+      key: 'Escape',
+      keyCode: 27,
+      bubbles: true
+    });
+    (document.activeElement as Element).dispatchEvent(escape);
+    await expect(done).resolves.toBeNull();
+  });
+});
+
 describe('an upload', () => {
   const uploading = session(2, 'created', {
     progress: { step: 1, steps: 5, text: 'Uploading', last_line: '', fraction: 0.4 }
