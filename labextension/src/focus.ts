@@ -3,11 +3,14 @@ import * as React from 'react';
 
 /**
  * Keep the focus in the body of a dialog, which has to be focusable, where the control that has it goes away (with the
- * row that it has closed, say): the keyboard would not reach the dialog any more.
+ * row that it has closed, say) or is disabled (with what it has begun): the keyboard would not reach the dialog any
+ * more.
  */
 export function useKeptFocus(body: React.RefObject<HTMLElement>): void {
   React.useEffect(() => {
-    if (document.activeElement === document.body) {
+    const { activeElement } = document;
+    // A disabled control is left by the browser a moment later.
+    if (activeElement === document.body || activeElement?.matches(':disabled')) {
       body.current?.focus();
     }
   });

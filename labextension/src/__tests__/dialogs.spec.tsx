@@ -55,6 +55,15 @@ function pressEnter(target: Element): Event {
   return event;
 }
 
+/** As a browser does: a disabled control has no focus, whatever `document.activeElement` says at the moment. */
+function pressEscape(): void {
+  const { activeElement } = document;
+  const target = activeElement?.matches(':disabled') ? document.body : activeElement;
+  target?.dispatchEvent(
+    new KeyboardEvent('keydown', { key: 'Escape', keyCode: 27, bubbles: true })
+  );
+}
+
 describe('parsePort', () => {
   it.each([
     ['6006', 6006],
@@ -391,14 +400,25 @@ describe('the launch dialog', () => {
     await act(settle);
     expect(screen.getByText('nobody answers')).toBeTruthy();
     expect(dialog.contains(document.activeElement)).toBe(true);
-    const escape = new KeyboardEvent('keydown', {
-      key: 'Escape',
-      keyCode: 27,
-      bubbles: true
-    });
-    (document.activeElement as Element).dispatchEvent(escape);
+    pressEscape();
     await expect(done).resolves.toBeNull();
   });
+
+  it.each(['Name', 'Launch'])(
+    'is cancelled by Escape while it launches, begun from %s',
+    async name => {
+      const api = fakeAPI({ launch: jest.fn(() => new Promise(() => undefined)) });
+      const done = new Launcher(await startedModel(api), nullTranslator).launch();
+      await act(settle);
+      const control = name === 'Launch' ? button(name) : field(name);
+      control.focus();
+      pressEnter(control);
+      await act(settle);
+      expect(api.launch).toHaveBeenCalledTimes(1);
+      pressEscape();
+      await expect(done).resolves.toBeNull();
+    }
+  );
 });
 
 describe('an upload', () => {
