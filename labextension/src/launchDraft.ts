@@ -31,6 +31,9 @@ export const LAST_USED = ':last';
 export const DEFAULTS = ':defaults';
 export const AGAIN = ':again';
 
+/** No preset can be called so: they mean something else in the menu, or in the address of a preset. */
+const TAKEN = new Set([LAST_USED, DEFAULTS, AGAIN, '.', '..']);
+
 /** The preset of this name, where there is one, is what the first launch starts from; later ones do from the last. */
 const DEFAULT_PRESET = 'default';
 
@@ -182,8 +185,17 @@ export class LaunchDraft {
     if (this.repositoryTaken) {
       delete spec.clone_repo;
     }
+    if (this.busy !== null || !this._check()) {
+      return false;
+    }
     return this._during('saving', async () => {
-      this.presets = await this._api.savePreset(name, spec);
+      if (TAKEN.has(name)) {
+        const message = this._trans.__('A preset cannot be called “%1”.', name);
+        throw new SessionError({ code: 'invalid_input', message }, 400);
+      }
+      this.presets = await this._api.savePreset(name, spec).catch(reason => {
+        throw ofPreset(SessionError.from(reason));
+      });
       this.chosen = name;
     });
   }
@@ -230,13 +242,10 @@ export class LaunchDraft {
 
   /** Launch; null where something is wrong, which is then told by `errors` and `failure`. */
   async launch(): Promise<ISession | null> {
-    if (!this.launchable || !this.schema) {
+    if (!this.launchable) {
       return null;
     }
-    this.errors = validate(this.schema, this.values, this._trans);
-    if (Object.keys(this.errors).length > 0) {
-      this.refused += 1;
-      this._changed.emit();
+    if (!this._check()) {
       return null;
     }
     const launching = this._api.launch(this.spec());
@@ -346,6 +355,17 @@ export class LaunchDraft {
     return defaults;
   }
 
+  /** Whether nothing stands in the options that the schema forbids; told by `errors`. */
+  private _check(): boolean {
+    this.errors = this.schema ? validate(this.schema, this.values, this._trans) : {};
+    const good = Object.keys(this.errors).length === 0;
+    if (!good) {
+      this.refused += 1;
+      this._changed.emit();
+    }
+    return good;
+  }
+
   private _forgive(option: string): void {
     this.errors = Object.fromEntries(
       Object.entries(this.errors).filter(([field]) => field.split('.')[0] !== option)
@@ -393,6 +413,12 @@ export class LaunchDraft {
   private _request: ILaunchRequest = {};
   private _brought: LaunchSpec = {};
   private _unanswered: SessionError | null = null;
+}
+
+/** The name that is refused with a preset is its own, as that of the session is checked before. */
+function ofPreset(error: SessionError): SessionError {
+  const { detail: _, ...body } = error.body;
+  return error.field === 'name' ? new SessionError(body, error.status) : error;
 }
 
 /** Shut a session down that nobody wants; of one that no agent has begun with, nothing is left. */

@@ -239,6 +239,32 @@ describe('LaunchDraft', () => {
     expect(draft.values.queue).toBe('gpu');
   });
 
+  it('takes what is wrong with the name of a preset for nothing in the options', async () => {
+    const refusal = {
+      code: 'invalid_input',
+      message: 'Not with a slash.',
+      detail: { field: 'name' }
+    };
+    const savePreset = jest.fn().mockRejectedValue(new SessionError(refusal, 400));
+    const { draft } = await loaded({ savePreset });
+    await expect(draft.savePreset('team/vision')).resolves.toBe(false);
+    expect(draft.failure?.message).toBe('Not with a slash.');
+    expect(draft.errors).toEqual({});
+    expect(draft.refused).toBe(0);
+
+    draft.set({ name: 'ab' }); // of the session
+    await expect(draft.savePreset('mine')).resolves.toBe(false);
+    expect(draft.errors).toEqual({ name: 'At least 3 characters' });
+    expect(savePreset).toHaveBeenCalledTimes(1);
+  });
+
+  it.each(['..', LAST_USED])('does not call a preset %s', async name => {
+    const { draft, api } = await loaded();
+    await expect(draft.savePreset(name)).resolves.toBe(false);
+    expect(draft.failure?.message).toBe(`A preset cannot be called “${name}”.`);
+    expect(api.savePreset).not.toHaveBeenCalled();
+  });
+
   it('takes a preset as a whole', async () => {
     const { draft } = await loaded({
       presets: jest
