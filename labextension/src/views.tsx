@@ -54,6 +54,9 @@ interface IViewState {
 /** Phases of a session that is being connected, as after a restart of the server. */
 const COMING: ReadonlySet<Phase> = new Set(['starting', 'connecting', 'reconnecting']);
 
+/** Failures that say that a session is not there any more; all others may pass. */
+const GONE: ReadonlySet<string> = new Set(['unknown_session', 'not_configured']);
+
 const RESTORE_COMMAND = 'clearml-session:restore-view';
 
 /** Opens views and finds the ones that are open already. */
@@ -313,7 +316,8 @@ export class Views {
 
   /**
    * Pages and logs come back at once, at their old place: nothing that JupyterLab waits for may wait for ClearML.
-   * What needs the session comes when that is ready; and what turns out to belong to none goes again.
+   * What needs the session comes when that is ready; and what turns out to belong to none goes again, but for the log of
+   * one that has ended.
    */
   private _restore(state: IViewState): void {
     const { model } = this._options;
@@ -323,12 +327,15 @@ export class Views {
         : state.kind === 'log'
           ? this._log(state, state.label ?? shortId(state.id))
           : null;
-    void model.ready.then(() => {
-      const session = model.get(state.id);
-      if (view && !model.error && (!session || !isLive(session))) {
-        view.dispose();
-      }
-    });
+    if (view) {
+      void model.ready.then(async () => {
+        const session = model.get(state.id);
+        const over = !model.error && (!session || !isLive(session));
+        if (over && !(state.kind === 'log' && (await this._hasLog(state.id)))) {
+          view.dispose();
+        }
+      });
+    }
     if (!view) {
       this._untilReady(state.id)
         .then(session =>
@@ -337,6 +344,17 @@ export class Views {
             : session && this._terminal(session, state.name, false)
         )
         .catch(notifyError);
+    }
+  }
+
+  /** Whether there is a log to be read still: of a session that has ended there is. */
+  private async _hasLog(id: string): Promise<boolean> {
+    const { model } = this._options;
+    try {
+      model.put(await model.api.session(id));
+      return true;
+    } catch (reason) {
+      return !GONE.has(SessionError.from(reason).code);
     }
   }
 

@@ -10,6 +10,7 @@ import { nullTranslator } from '@jupyterlab/translation';
 
 import { SessionModel } from '../model';
 import { RemoteServices } from '../remote';
+import { SessionError } from '../request';
 import { Views } from '../views';
 import type { Phase } from '../tokens';
 import { Events, fakeAPI, id, session, settle, startedModel, until } from './parts';
@@ -109,6 +110,45 @@ describe('a page of a session', () => {
     expect(open.mock.calls[0][0]).toBe(URL_OF_PAGE);
     await press('reload');
     expect(frame.src).toBe(URL_OF_PAGE);
+  });
+});
+
+describe('the log of a session', () => {
+  async function restored(api: Parameters<typeof fakeAPI>[0]) {
+    const model = new SessionModel({ api: fakeAPI(api), events: null });
+    const { views, widgets, commands } = viewsOf(model);
+    views.restore({ restore: jest.fn() } as unknown as ILayoutRestorer);
+    const state = { kind: 'log', id: id(1), label: 'session 1 (log)' };
+    await commands.execute('clearml-session:restore-view', state);
+    model.start();
+    await model.ready;
+    await settle();
+    const [log] = widgets;
+    const isOpen = !log.isDisposed;
+    log.dispose();
+    model.dispose();
+    return isOpen;
+  }
+
+  it.each<Phase>(['ended', 'failed'])(
+    'comes back also where that has %s, which the list does not hold',
+    async phase => {
+      const ended = session(1, phase);
+      await expect(
+        restored({ session: jest.fn().mockResolvedValue(ended) })
+      ).resolves.toBe(true);
+    }
+  );
+
+  it.each([
+    ['unknown_session', false],
+    ['not_configured', false],
+    ['clearml_unreachable', true]
+  ])('where there is none (%s) stays open: %s', async (code, stays) => {
+    const gone = new SessionError({ code, message: 'none' }, 503);
+    await expect(
+      restored({ session: jest.fn().mockRejectedValue(gone) })
+    ).resolves.toBe(stays);
   });
 });
 
