@@ -360,6 +360,17 @@ def test_a_record_that_somebody_broke(record: str) -> None:
     assert with_host_keys(task).trust is HostKeyTrust.UNVERIFIED
 
 
+@pytest.mark.parametrize("source", ["continue_session", "base_task_id"])
+def test_a_session_with_a_repository_that_started_from_another_one_is_read_back(source: str) -> None:
+    repository = {"url": "https://host/team/repo.git", "branch": "main", "commit": "a" * 40, "diff": ""}
+    spec = {"clone_repo": repository, "store_workspace": "~/ws", source: "b" * 32}
+    body = _drafted(spec, source={"id": "b" * 32, "name": "old", "type": "application"})
+    read = full_spec(_as_task(body), init_script_text="", diff=body["script"]["diff"])
+    assert getattr(read, source) == "b" * 32
+    assert read.debugging_session == ""
+    assert read.clone_repo is not None
+
+
 def test_a_debugging_session_of_the_command_line() -> None:
     task = _as_task(
         {

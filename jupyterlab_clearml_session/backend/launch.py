@@ -43,6 +43,7 @@ _FLAGS = {
     "use_ssh_proxy": "keepalive",
     "router_enabled": "router_enabled",
 }
+_SOURCES = ("debugging_session", "base_task_id", "continue_session")
 
 
 def launched_by(task: Task) -> str:
@@ -95,6 +96,9 @@ def session_spec(task: Task) -> dict[str, Any]:
     spec = _from_parameters(task)
     noted = _record(task).get("spec")
     if isinstance(noted, Mapping):
+        # Of a parent and a repository alone nobody can tell which of these it was; the note holds the one it was.
+        for option in _SOURCES:
+            spec.pop(option, None)
         spec.update(noted)
     spec.pop("password", None)
     if task.queue:
