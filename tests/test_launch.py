@@ -333,6 +333,15 @@ def test_our_own_session_is_read_back() -> None:
     assert launched_by(task) == "panel"
 
 
+def test_packages_are_those_that_were_asked_for_not_what_the_agent_installed() -> None:
+    body = _drafted({"packages": ["torch"]})
+    del body["runtime"][RECORD]
+    # What agents leave there (`freeze_task_environment`) once they have made the environment.
+    asked = body["script"]["requirements"]["pip"]
+    body["script"]["requirements"] = {"pip": "clearml==2.1.12\nsympy==1.13\ntorch==2.5", "org_pip": asked}
+    assert session_spec(_as_task(body))["packages"] == ["torch"]
+
+
 def test_a_session_of_the_command_line_is_read_back() -> None:
     body = _drafted({key: value for key, value in SPEC.items() if key not in ("env", "docker_network")})
     del body["runtime"][RECORD]

@@ -165,7 +165,9 @@ def _container(container: Mapping[str, Any]) -> dict[str, Any]:
 
 def _packages(task: Task) -> list[str]:
     requirements = task.script.get("requirements")
-    pip = requirements.get("pip") if isinstance(requirements, Mapping) else None
+    found = requirements if isinstance(requirements, Mapping) else {}
+    # An agent that has made the environment notes under "pip" all that is in it.
+    pip = found.get("org_pip") or found.get("pip")
     lines = map(str, pip) if isinstance(pip, list) else str(pip or "").split("\n")
     return [line for line in lines if line.strip() and line not in BASE_PACKAGES]
 
