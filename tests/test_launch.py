@@ -333,6 +333,19 @@ def test_our_own_session_is_read_back() -> None:
     assert launched_by(task) == "panel"
 
 
+@pytest.mark.parametrize("packages", [[], ["tqdm"]])
+def test_requirements_do_not_become_packages_as_well(packages: list[str]) -> None:
+    read = session_spec(_as_task(_drafted({"packages": packages, "requirements": "torch==2.5\n"})))
+    assert read["packages"] == packages
+    assert read["requirements"] == "torch==2.5\n"
+
+
+def test_requirements_too_long_to_be_noted_are_read_back_as_packages() -> None:
+    lines = [f"package-{number:04}==1.0" for number in range(600)]
+    body = _drafted({"packages": ["tqdm"], "requirements": "\n".join(lines)})
+    assert session_spec(_as_task(body))["packages"] == [*lines, "tqdm"]
+
+
 def test_packages_are_those_that_were_asked_for_not_what_the_agent_installed() -> None:
     body = _drafted({"packages": ["torch"]})
     del body["runtime"][RECORD]

@@ -346,13 +346,15 @@ def _runtime(spec: LaunchSpec, given: Materials, repository: str) -> dict[str, A
 
 
 def _recorded(spec: LaunchSpec) -> dict[str, Any]:
-    """Return the fields worth noting: no secret, no local path, no default, and no long text twice."""
+    """Return the fields worth noting: no secret, no local path, no long text twice, no default but one."""
     defaults = LaunchSpec().to_json()
     noted = {key: value for key, value in spec.to_json().items() if value != defaults.get(key)}
     for key in ("upload_files", "init_script", "env"):
         noted.pop(key, None)
-    if len(noted.get("requirements", "")) > _MAX_RECORDED:
-        del noted["requirements"]
+    # Also where there are none: the Task's own list holds the lines of the requirements as well.
+    noted["packages"] = list(spec.packages)
+    if len(spec.requirements) > _MAX_RECORDED:
+        del noted["requirements"], noted["packages"]  # that list then stands for both
     if spec.clone_repo:
         noted["clone_repo"] = {**spec.clone_repo.to_json(), "diff": ""}
     return noted
