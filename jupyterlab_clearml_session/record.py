@@ -148,7 +148,8 @@ class Record:
             started=task.started,
             ended=task.completed,
             web_url=_web_url(web_server, task),
-            parent=task.parent,
+            # ClearML names a parent for a session that continues another one as well.
+            parent=str(self.spec.get("debugging_session") or "") or None,
             launched_by=launched_by(task),
             attached=attachment is not None and self.live,
             tunnel=tunnel,

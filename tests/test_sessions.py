@@ -399,6 +399,17 @@ def test_a_session_that_does_not_come_on_is_looked_at_less_and_less_often(
     assert manager._interval_of(record, record.phase_began) == 1.0
 
 
+def test_only_a_session_that_debugs_a_task_names_it_as_its_parent() -> None:
+    def parent(entry_point: str, **parameters: str) -> str | None:
+        script = {"entry_point": entry_point, "repository": "https://host/repo.git"}
+        task = Task("a" * 32, "x", "queued", parent="b" * 32, script=script, parameters=parameters)
+        return Record(task).describe(None, None, 1800.0).parent
+
+    assert parent("__interactive_session__.py") == "b" * 32
+    assert parent(".interactive_session.py") is None
+    assert parent(".interactive_session.py", **{"interactive_session/store_workspace": "~/ws"}) is None
+
+
 def test_why_there_are_no_kernels_is_told_in_short_and_without_secrets() -> None:
     """The helper's last words are those of the remote machine: a traceback, or anything."""
     record = Record(Task("a" * 32, "a session", "in_progress", runtime={"_ssh_password": "correct horse"}))
