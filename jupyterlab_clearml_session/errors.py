@@ -219,7 +219,7 @@ class SessionAborted(SessionFailed):
     """The session was stopped from elsewhere while it was waited for."""
 
     code = "session_aborted"
-    default_hint = "Somebody stopped the Task in ClearML."
+    default_hint = "Somebody stopped the Task in ClearML, or shut its Jupyter down."
 
 
 class JupyterNotStarted(SessionFailed):

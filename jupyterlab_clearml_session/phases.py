@@ -22,6 +22,13 @@ from .models import Phase, Progress, Task, TunnelState, TunnelStatus
 STEPS = 5
 """created, queued, starting, connecting, ready"""
 
+_END_NOTE = "_jupyterlab_session_end"
+"""Runtime entry: why the helper over there has ended the session."""
+_LONGEST_NOTE = 200
+_IDLE_HINT = "It was launched with an idle timeout (idle_timeout_min)."
+_OF_THE_AGENT = "Changed by clearml-agent"
+"""How the message of each change of status begins that an agent makes; it says nothing of why."""
+
 _OVER = frozenset({"stopped", "closed", "completed", "failed", "published", "publishing"})
 
 
@@ -152,12 +159,16 @@ def _over(task: Task, known: Circumstances) -> Standing:
     if task.status == "completed" and published.wants_jupyter and not published.jupyter_port:
         failure = JupyterNotStarted("The remote Jupyter server ended before it was up", log_tail=tail)
         return Standing(Phase.FAILED, failure.message, error=failure.to_json())
-    if task.status == "stopped" and known.watched and not known.stop_requested:
-        failure = SessionAborted(
-            task.status_message or "The session was stopped from elsewhere", log_tail=tail
-        )
-        return Standing(Phase.ENDED, failure.message, error=failure.to_json())
-    return Standing(Phase.ENDED, "Ended")
+    noted = str(task.runtime.get(_END_NOTE) or "")[:_LONGEST_NOTE]
+    if task.status != "stopped" or known.stop_requested or not (noted or known.watched):
+        return Standing(Phase.ENDED, "Ended")
+    if noted:
+        failure = SessionAborted(f"The session has ended itself: {noted}", hint=_IDLE_HINT, log_tail=tail)
+    else:
+        said = "" if task.status_message.startswith(_OF_THE_AGENT) else task.status_message
+        failure = SessionAborted(said or "The session was stopped from elsewhere", log_tail=tail)
+    error = failure.to_json() if known.watched else None
+    return Standing(Phase.ENDED, failure.message, error=error)
 
 
 def _starting(task: Task, published: Services, known: Circumstances) -> Standing:

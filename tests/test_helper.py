@@ -25,10 +25,12 @@ from urllib.error import HTTPError
 import pytest
 import zmq
 
+from jupyterlab_clearml_session.backend import reading
 from jupyterlab_clearml_session.errors import ConnectionLost, HelperFailed, KernelFailed, RemoteRefused
 from jupyterlab_clearml_session.kernels import bundle
 from jupyterlab_clearml_session.kernels.attach import Handshake, open_channel
 from jupyterlab_clearml_session.kernels.channel import SessionChannel
+from jupyterlab_clearml_session.phases import Circumstances, stand
 from jupyterlab_clearml_session.remote import helper, idle
 from jupyterlab_clearml_session.remote import machine as remote
 from jupyterlab_clearml_session.remote.daemon import alone
@@ -438,6 +440,12 @@ def test_an_idle_session_s_task_says_why_it_was_stopped(
     idle.IdleWatch(task_id, 30, lambda: 0.0).end_session()
     task = clearml_server.task(task_id)
     assert (task["status"], task["status_message"]) == ("stopped", "idle for 30 minutes")
+    # What its agent then makes of the message: the reason is still shown.
+    changed = reading.task({**task, "status_message": "Changed by clearml-agent machine:cpu:0"})
+    for watched in (True, False):
+        standing = stand(changed, Circumstances(watched=watched))
+        assert standing.text == "The session has ended itself: idle for 30 minutes"
+        assert (standing.error is not None) == watched
 
 
 def test_work_keeps_a_session_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

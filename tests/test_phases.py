@@ -94,6 +94,19 @@ def test_what_came_too_late_is_named_with_what_helps_there(
     assert (missing == "SSH") == ("SSH" in error["hint"])
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("", "The session was stopped from elsewhere"),
+        ("Stopped by somebody", "Stopped by somebody"),
+        ("Changed by clearml-agent machine:gpu0", "The session was stopped from elsewhere"),
+    ],
+)
+def test_what_an_agent_writes_at_each_change_is_no_reason(message: str, shown: str) -> None:
+    standing = stand(task("stopped", status_message=message), Circumstances(watched=True))
+    assert standing.text == shown
+
+
 def test_a_failed_session_shows_its_log_tail() -> None:
     standing = stand(task("failed"), Circumstances(log_tail=("no such package",)))
     assert standing.error is not None

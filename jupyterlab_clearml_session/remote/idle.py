@@ -25,9 +25,13 @@ CPU_CORES = float(os.environ.get("CLEARML_SESSION_HELPER_IDLE_CORES", "0.5"))
 GPU_PERCENT = 5
 TIMEOUT = 10.0
 _STOP = """
-import sys
+import contextlib, sys
 from clearml import Task
-Task.get_task(task_id=sys.argv[1]).mark_stopped(force=True, status_message=sys.argv[2])
+task = Task.get_task(task_id=sys.argv[1])
+# An agent that sees the Task stopped replaces the message with one of its own.
+with contextlib.suppress(Exception):
+    task._set_runtime_properties({"_jupyterlab_session_end": sys.argv[2]})
+task.mark_stopped(force=True, status_message=sys.argv[2])
 """
 
 
