@@ -102,6 +102,14 @@ def test_everything_changed_arrives(repo: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_user_s_colours_are_not_sent(repo: Path) -> None:
+    _git(repo, "config", "color.diff", "always")
+    (repo / "a.txt").write_text("two\n")
+    snapshot = collect_repo(repo)
+    assert snapshot.files == ("a.txt",)
+    assert "\n+two\n" in snapshot.diff
+
+
 def test_a_change_in_the_second_of_the_commit_is_seen(repo: Path) -> None:
     """The file has the size and the time that the index notes: only by the index's own age git looks into it."""
     _git(repo, "config", "core.trustctime", "false")

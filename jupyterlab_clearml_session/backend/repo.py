@@ -56,6 +56,7 @@ _GIT = (
     *("-c", "core.quotePath=false", "-c", "color.ui=false"),
 )
 _DIFF = (
+    "--no-color",  # a user's color.diff is stronger than our color.ui
     "--no-ext-diff",
     "--no-textconv",
     "--ignore-submodules",
