@@ -288,6 +288,12 @@ def test_a_cloned_repository_gets_the_script_and_the_changes(tmp_path: Path) -> 
     assert spec.clone_repo is not None
     assert spec.clone_repo.to_json() == repository
 
+    # Launched with another release of clearml-session than the one that is installed now.
+    other = as_new_file("print(1)\n\n# another script\n") + diff
+    read = full_spec(task, init_script_text=text, diff=other).clone_repo
+    assert read is not None
+    assert read.diff == diff
+
 
 def test_a_new_file_as_a_diff(tmp_path: Path) -> None:
     _git(tmp_path, "init", "-q")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import getpass
 import json
+import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -203,6 +204,16 @@ def as_new_file(text: str) -> str:
     name = REPOSITORY_ENTRY_POINT
     header = f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n"
     return header + "\n".join(lines) + "\n"
+
+
+def without_new_file(diff: str) -> str:
+    """Return what follows the remote script's file in a diff, whichever version of it that is; else nothing."""
+    name = re.escape(REPOSITORY_ENTRY_POINT)
+    header = re.match(rf"diff --git .*/{name}\n--- .*\n\+\+\+ .*\n@@ -0,0 \+1,(\d{{1,6}}) @@\n", diff)
+    if header is None:
+        return ""
+    lines = diff[header.end() :].split("\n", int(header[1]))
+    return lines[-1] if len(lines) > int(header[1]) else ""
 
 
 def _requirement_lines(text: str) -> list[str]:

@@ -21,10 +21,9 @@ from .draft import (
     REPOSITORY_ENTRY_POINT,
     SECTION,
     SYSTEM_TAG,
-    as_new_file,
+    without_new_file,
 )
 from .host_keys import default_public_keys
-from .remote_script import session_script
 
 __all__ = ["SYSTEM_TAG", "full_spec", "launched_by", "repository_folder", "session_spec", "with_host_keys"]
 
@@ -119,9 +118,8 @@ def full_spec(task: Task, *, init_script_text: str, diff: str) -> LaunchSpec:
     spec = session_spec(task)
     spec["init_script"] = init_script.user_text(init_script_text)
     spec["env"] = init_script.environment(init_script_text)
-    ours = as_new_file(session_script())
-    if spec.get("clone_repo") and diff.startswith(ours):
-        spec["clone_repo"] = {**spec["clone_repo"], "diff": diff[len(ours) :]}
+    if spec.get("clone_repo"):
+        spec["clone_repo"] = {**spec["clone_repo"], "diff": without_new_file(diff)}
     return LaunchSpec.from_json(spec)
 
 
