@@ -29,7 +29,7 @@ import { tell } from './notify';
 import { forwardsDialog, portDialog } from './portDialogs';
 import { SessionError } from './request';
 import { sshDialog } from './sshDialog';
-import type { ISession } from './tokens';
+import type { ISession, LaunchSpec } from './tokens';
 import type { PageKind } from './views';
 
 /** A command on one session. */
@@ -300,7 +300,7 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
       icon: saveIcon,
       action: 'continue',
       run: async session => {
-        const spec = { ...(await api.spec(session.id)), continue_session: session.id };
+        const spec = continued(await api.spec(session.id), session.id);
         const again = { name: session.name, spec };
         await app.commands.execute(CommandIDs.newSession, { again });
       }
@@ -341,4 +341,14 @@ function sessionCommands(options: ICommandOptions): { [id: string]: ISessionComm
       }
     }
   };
+}
+
+/**
+ * Return the options that continue a session. One that was made from another Task is continued as a copy of itself:
+ * started from that Task once more, it would have what that one had, and no workspace.
+ */
+function continued(spec: LaunchSpec, id: string): LaunchSpec {
+  return spec.debugging_session || spec.base_task_id
+    ? { ...spec, debugging_session: '', base_task_id: id }
+    : { ...spec, continue_session: id };
 }

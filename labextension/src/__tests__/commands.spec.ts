@@ -436,6 +436,34 @@ describe('commands', () => {
     });
   });
 
+  it.each([
+    [{}, { continue_session: id(1) }],
+    [
+      { debugging_session: id(7), base_task_id: '' },
+      { debugging_session: '', base_task_id: id(1) }
+    ],
+    [
+      { debugging_session: '', base_task_id: id(7) },
+      { debugging_session: '', base_task_id: id(1) }
+    ]
+  ])(
+    'continue a session launched with %j from its own Task',
+    async (source, expected) => {
+      const stored = { store_workspace: '~/work' };
+      const { commands, launcher } = await stage(
+        [session(1, 'ended', { spec: stored })],
+        {
+          spec: jest.fn().mockResolvedValue({ ...stored, ...source })
+        }
+      );
+      await commands.execute(CommandIDs.continueSession, { id: id(1) });
+      expect(launcher.launch).toHaveBeenCalledWith({
+        again: { name: 'session 1', spec: { ...stored, ...expected } },
+        folder: 'shown'
+      });
+    }
+  );
+
   it('import presets, and tell what was not understood', async () => {
     const { commands } = await stage([], {
       importPresets: jest.fn().mockResolvedValue({ presets: {}, refused: ['old'] })
