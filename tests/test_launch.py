@@ -130,6 +130,14 @@ def test_a_session_of_an_old_client_keeps_its_section() -> None:
     assert "interactive_session" not in body["hyperparams"]
 
 
+@pytest.mark.parametrize("text", ["", "echo theirs\n"])
+def test_a_session_that_continues_another_one_has_none_of_its_variables(text: str) -> None:
+    first = _drafted({"store_workspace": "~/ws", "env": {"OLD": "1"}, "init_script": text})
+    source = {**first, "id": TASK, "name": "first"}
+    body = _drafted({"store_workspace": "~/ws", "continue_session": TASK}, source=source)
+    assert body["configuration"].get("interactive_init_script", {}).get("value", "") == text
+
+
 @pytest.mark.parametrize(
     ("spec", "arguments"),
     [

@@ -333,6 +333,8 @@ def _configuration(source: Mapping[str, Any], texts: Mapping[str, str]) -> dict[
     for name, text in texts.items():
         if text.strip() and text != str(found.get(name, {}).get("value")):
             found[name] = {"name": name, "value": text, "type": kinds[name]}
+        elif not text:
+            found.pop(name, None)  # of a session whose script was nothing but our blocks
     return found
 
 
