@@ -7,11 +7,13 @@ credentials for it. It is stored as the remote script would, so a session that c
 from __future__ import annotations
 
 import asyncio
+import shlex
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
 from .backend import init_script
+from .backend.launch import repository_folder
 from .errors import Conflict, InvalidInput, WorkspaceFailed
 from .models import Session
 from .sessions import ClearMLSessionManager
@@ -49,14 +51,13 @@ async def _store(sessions: ClearMLSessionManager, session_id: str) -> Session:
         raise InvalidInput("The session was launched without a workspace to store", field="store_workspace")
     tunnel = await sessions.tunnel(session_id)
     place = _shell_path(folder)
+    task = await sessions.client.task(session_id)
     try:
         with tempfile.TemporaryDirectory(prefix="clearml-session-") as scratch:
             archive = Path(scratch) / _NAME
             with archive.open("wb") as stream:
-                await _fetch(tunnel, place, stream)
-            await sessions.client.store_workspace(
-                await sessions.client.task(session_id), archive, await _preview(tunnel, place, folder)
-            )
+                await _fetch(tunnel, place, stream, left_out=repository_folder(task))
+            await sessions.client.store_workspace(task, archive, await _preview(tunnel, place, folder))
     except OSError as error:
         raise WorkspaceFailed(
             f"The workspace cannot be kept on this machine until it is uploaded: {error.strerror}.",
@@ -65,8 +66,10 @@ async def _store(sessions: ClearMLSessionManager, session_id: str) -> Session:
     return await sessions.get(session_id)
 
 
-async def _fetch(tunnel: Tunnel, place: str, stream: BinaryIO) -> None:
-    process = await tunnel.start_process(f"{_STRICT} cd {place} && exec tar -czf - .")
+async def _fetch(tunnel: Tunnel, place: str, stream: BinaryIO, *, left_out: str) -> None:
+    # The link to the repository would point nowhere on the next machine.
+    options = f"--exclude={shlex.quote(f'./{left_out}')} " if left_out else ""
+    process = await tunnel.start_process(f"{_STRICT} cd {place} && exec tar {options}-czf - .")
     try:
         while chunk := await process.read(_CHUNK):
             await asyncio.to_thread(stream.write, chunk)

@@ -11,6 +11,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -249,6 +250,59 @@ def test_the_repository_is_linked_into_jupyter_s_folder(tmp_path: Path, folder: 
     link = home / place / f're po"$x-{TASK[:8]}'
     assert link.resolve() == checkout
     assert list(checkout.iterdir()) == []
+
+
+def test_the_link_in_a_workspace_is_not_archived(tmp_path: Path) -> None:
+    """What the remote script does in one process: its beginning, the init script, and at the end the archive."""
+    home, checkout = tmp_path / "home", tmp_path / "checkout"
+    for folder in (home / "ws", checkout):
+        folder.mkdir(parents=True)
+    (home / "ws" / "note.txt").write_text("kept")
+    script = init_script.compose("", env={}, repository="repo", folder="~/ws", in_workspace=True)
+    link = home / "ws" / f"repo-{TASK[:8]}"
+    _bash(script, home, checkout)
+    assert not link.is_symlink(), "a script that does not keep it out of the archive gets no link"
+
+    program = init_script.LINK_KEEPER + (
+        "import json, pathlib, subprocess, sys\n"
+        "dump = sys.executable + ' -c \"import json, os; print(json.dumps(dict(os.environ)))\"'\n"
+        "found = subprocess.run(['bash', '-c', sys.argv[1] + dump], check=True, capture_output=True).stdout\n"
+        "os.environ.update(json.loads(found))\n"
+        "print(pathlib.Path(sys.argv[2]).resolve())\n"
+        "shutil.make_archive(sys.argv[3], format='gztar', root_dir=pathlib.Path.home() / 'ws')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, script, str(link), str(tmp_path / "archive")],
+        cwd=checkout,
+        env={**os.environ, "HOME": str(home), "CLEARML_TASK_ID": TASK},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.strip() == str(checkout)
+    with tarfile.open(tmp_path / "archive.tar.gz") as archive:
+        assert {name.removeprefix("./") for name in archive.getnames()} == {".", "note.txt"}
+
+
+@pytest.mark.parametrize("workspace", ["", "~/ws"])
+def test_only_a_repository_in_a_workspace_changes_the_remote_script(workspace: str) -> None:
+    repository = {"url": "https://host/team/repo.git", "branch": "main", "commit": "a" * 40, "diff": ""}
+    diff = _drafted({"clone_repo": repository, "store_workspace": workspace})["script"]["diff"]
+    assert (diff == as_new_file(session_script())) == (not workspace)
+    assert (diff == as_new_file(init_script.LINK_KEEPER + session_script())) == bool(workspace)
+    assert drafting.without_new_file(diff) == ""
+    plain = _drafted({"store_workspace": workspace})["script"]["diff"]
+    assert plain == session_script()
+
+
+def test_a_base_task_that_would_archive_the_link_gets_none() -> None:
+    script = {"repository": "https://h/repo.git", "entry_point": "__interactive_session__.py", "diff": "old"}
+    body = _drafted(
+        {"store_workspace": "~/ws", "base_task_id": TASK}, source={"id": TASK, "name": "x", "script": script}
+    )
+    assert "interactive_init_script" not in body["configuration"]
+    assert repository_folder(_as_task({**body, "script": {}})) == ""
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,9 @@ from typing import Any, cast
 import pytest
 
 from jupyterlab_clearml_session import workspace
+from jupyterlab_clearml_session.backend.draft import RECORD
 from jupyterlab_clearml_session.errors import Conflict, WorkspaceFailed
+from jupyterlab_clearml_session.models import Task
 from jupyterlab_clearml_session.sessions import ClearMLSessionManager
 
 from .sshd_fixture import ssh_server
@@ -42,7 +45,7 @@ class OneSession:
         return self._watched.tunnel
 
     async def task(self, session_id: str) -> Any:
-        return SimpleNamespace(id=session_id, name="a session")
+        return Task(session_id, "a session", "in_progress", runtime={RECORD: json.dumps({"folder": "repo"})})
 
     async def store_workspace(self, _task: Any, archive: Path, _preview: str) -> None:
         self.stored.append(archive.read_bytes())
@@ -94,6 +97,16 @@ async def test_variables_in_the_folder_s_name_are_those_over_there(
             with pytest.raises(WorkspaceFailed):
                 await one.store()
         assert len(one.stored) == 3
+
+
+async def test_the_link_to_the_repository_is_not_stored(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("kept")
+    (tmp_path / "sub").mkdir()
+    for link in (f"repo-{SESSION[:8]}", f"sub/repo-{SESSION[:8]}"):
+        (tmp_path / link).symlink_to("/no/such/folder")
+    async with one_session() as one:
+        one.folder = str(tmp_path)
+        assert f"./repo-{SESSION[:8]}" not in await one.store()
 
 
 async def test_two_windows_do_not_store_one_workspace_at_a_time(tmp_path: Path) -> None:

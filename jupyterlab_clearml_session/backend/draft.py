@@ -93,6 +93,10 @@ def draft(spec: LaunchSpec, given: Materials) -> dict[str, Any]:
     source = given.source or {}
     script = _script(spec, source)
     repository = repository_name(script)
+    if spec.store_workspace and init_script.LINK_VARIABLE not in (script.get("diff") or ""):
+        repository = (
+            ""  # the script of a base Task, which does not keep the link out of the workspace's archive
+        )
     text = spec.init_script or init_script.user_text(_configured(source, INIT_CONFIGURATION))
     parameters = _parameters(spec, source)
     container = _container(spec, source, parameters)
@@ -114,6 +118,7 @@ def draft(spec: LaunchSpec, given: Materials) -> dict[str, Any]:
                     env=spec.env,
                     repository=repository,
                     folder=spec.store_workspace or spec.user_folder,
+                    in_workspace=bool(spec.store_workspace),
                 ),
                 SSH_CONFIGURATION: json.dumps(dict(given.host_keys)),
             },
@@ -152,7 +157,7 @@ def _script(spec: LaunchSpec, source: Mapping[str, Any]) -> dict[str, Any]:
                 field="debugging_session",
                 hint="Pick a Task that was run from a git repository.",
             )
-        theirs["diff"] = as_new_file(remote_source("interactive_session_task.py")) + (
+        theirs["diff"] = _as_file_of(spec, remote_source("interactive_session_task.py")) + (
             theirs.get("diff") or ""
         )
         theirs.update(working_dir=".", entry_point=REPOSITORY_ENTRY_POINT)
@@ -183,7 +188,7 @@ def _with_clone(script: dict[str, Any], spec: LaunchSpec) -> dict[str, Any]:
         repository=spec.clone_repo.url,
         branch=spec.clone_repo.branch,
         version_num=spec.clone_repo.commit,
-        diff=as_new_file(session_script()) + spec.clone_repo.diff,
+        diff=_as_file_of(spec, session_script()) + spec.clone_repo.diff,
         working_dir=".",
         entry_point=REPOSITORY_ENTRY_POINT,
     )
@@ -196,6 +201,10 @@ def _service_packages(spec: LaunchSpec) -> list[str]:
         *(_JUPYTER_PACKAGES if spec.jupyter_lab else ()),
         *(_VSCODE_PACKAGES if spec.vscode_server else ()),
     ]
+
+
+def _as_file_of(spec: LaunchSpec, script: str) -> str:
+    return as_new_file((init_script.LINK_KEEPER if spec.store_workspace else "") + script)
 
 
 def as_new_file(text: str) -> str:

@@ -19,8 +19,38 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 
+LINK_VARIABLE = "CLEARML_SESSION_LINK"
+"""Where the link to the repository is; set before, it says that the link may lie in the workspace."""
+LINK_KEEPER = f"""\
+# jupyterlab-clearml-session: the link to the repository, which the init script makes in the workspace, must not get
+# into the workspace's archive. On the next machine it would point nowhere, and no workspace could be stored there.
+import os
+import shutil
 
-def compose(text: str, *, env: Mapping[str, str], repository: str = "", folder: str = "") -> str:
+
+def _archive_without_link(*given, _archive=shutil.make_archive, **named):
+    link = os.environ.pop("{LINK_VARIABLE}", "")
+    if os.path.islink(link):
+        os.unlink(link)
+    return _archive(*given, **named)
+
+
+os.environ["{LINK_VARIABLE}"] = "none yet"
+shutil.make_archive = _archive_without_link
+
+
+"""
+"""What the remote script begins with in a session that has both a repository and a workspace."""
+
+
+def compose(
+    text: str,
+    *,
+    env: Mapping[str, str],
+    repository: str = "",
+    folder: str = "",
+    in_workspace: bool = False,
+) -> str:
     """Return the whole script.
 
     Parameters
@@ -34,19 +64,23 @@ def compose(text: str, *, env: Mapping[str, str], repository: str = "", folder: 
         Jupyter does not open the hidden folder where the agent puts it.
     folder:
         Jupyter's base folder there; empty is ``~/``.
+    in_workspace:
+        That folder is stored when the session ends: the link is made only where `LINK_KEEPER` runs as well.
     """
     blocks = []
     if env:
         blocks.append(_block("env", [f"export {name}={shlex.quote(value)}" for name, value in env.items()]))
     if repository:
         target = f'"${{clearml_session_folder%/}}/{_quoted(repository)}-${{CLEARML_TASK_ID:0:8}}"'
+        if_kept = f'[ -z "${LINK_VARIABLE}" ] || ' if in_workspace else ""
         blocks.append(
             _block(
                 "repository",
                 [
                     f'clearml_session_folder="{expanding(folder or "~/")}"',
                     'mkdir -p "$clearml_session_folder"',
-                    f'ln -sfn "$PWD" {target}',
+                    f'{if_kept}ln -sfn "$PWD" {target}',
+                    *([f"{if_kept}export {LINK_VARIABLE}={target}"] if in_workspace else ()),
                     "unset clearml_session_folder",
                 ],
             )
