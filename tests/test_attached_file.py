@@ -40,3 +40,31 @@ async def test_a_write_that_is_cancelled_does_not_come_after_the_next(
     assert old.cancelled()
     await asyncio.get_running_loop().shutdown_default_executor()  # all threads have ended
     assert file.read() == {NEW}
+
+
+async def test_servers_that_share_the_file_leave_each_other_s_sessions(tmp_path: Path) -> None:
+    path, log = tmp_path / "attached.json", logging.getLogger("test")
+    one, other = AttachedFile(path, log), AttachedFile(path, log)
+    assert one.read() == other.read() == set()
+    await one.write([OLD])
+    await other.write([NEW])
+    await other.write([])  # as at its end: it has let go, or never had one
+    assert AttachedFile(path, log).read() == {OLD}
+    late = AttachedFile(path, log)
+    assert late.read() == {OLD}
+    await one.write([])
+    await late.write([OLD])  # it has heard nothing of it yet
+    assert AttachedFile(path, log).read() == set()
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"attached": 7}'])
+async def test_a_file_that_somebody_broke_is_written_anew(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "attached.json"
+    file = AttachedFile(path, logging.getLogger("test"))
+    await file.write([OLD])
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    await file.write([OLD, NEW])
+    assert AttachedFile(path, logging.getLogger("test")).read() == {OLD, NEW}
