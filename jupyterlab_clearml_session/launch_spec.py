@@ -280,7 +280,7 @@ class LaunchSpec:
     username: str = _option(
         "advanced",
         "SSH user",
-        "User to log in as. Empty: what the session publishes, else root.",
+        "User to log in as. Empty: root.",
         _text(check.username),
         "",
     )
