@@ -29,7 +29,8 @@ class Record:
 
     ``attach`` says that somebody wants the tunnel, ``watched`` that somebody waited for the session in this
     server's time, ``announced`` that its readiness was told to the hooks, ``leaving`` that the hooks are being told
-    that the tunnel was given up, ``launching`` is a launch under way.
+    that the tunnel was given up, ``launching`` is a launch under way, ``stop_sent`` when ClearML was last asked to
+    stop a session that still runs.
     Times are of ``time.monotonic()``.
     """
 
@@ -40,6 +41,7 @@ class Record:
     announced: bool = False
     leaving: bool = False
     stop_requested: bool = False
+    stop_sent: float | None = None
     launching: asyncio.Future[Task] | None = None
     upload: tuple[str, float] | None = None
     position: int | None = None
@@ -89,6 +91,8 @@ class Record:
             task = replace(task, host_keys=self.task.host_keys, trust=self.task.trust)
         self.task = task
         self.spec = session_spec(task)
+        if task.status != "in_progress":
+            self.stop_sent = None
         if task.status != "queued":
             self.position = self.workers = None
         if task.status == "in_progress" and self.started_seen is None:

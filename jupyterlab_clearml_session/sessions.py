@@ -98,6 +98,12 @@ class ClearMLSessionManager(Configurable):
         "and for which one may be too busy to answer.",
     ).tag(config=True)
 
+    stop_patience = Float(
+        660.0,
+        help="Seconds after which a session that was shut down, and that its agent does not end, is stopped again: "
+        "ClearML ends one of whose agent it has heard nothing for ten minutes, but only when asked once more.",
+    ).tag(config=True)
+
     def __init__(
         self,
         client: ClearMLClient,
@@ -347,6 +353,7 @@ class ClearMLSessionManager(Configurable):
             with self._reader.known(session_id):
                 # What never was in a queue is only stopped by force.
                 await self.client.stop(session_id, force=record.task.status == "created")
+            record.stop_sent = time.monotonic()
         except BaseException:
             record.stop_requested = before
             raise
@@ -435,6 +442,11 @@ class ClearMLSessionManager(Configurable):
 
     async def _read(self, now: float) -> None:
         await self._reader.tick(now, all_users=self._poller.all_users)
+        for record in tuple(self._roster.records.values()):
+            if record.stop_sent is not None and now - record.stop_sent > self.stop_patience:
+                record.stop_sent = now
+                with contextlib.suppress(ClearMLSessionError):  # it has just ended, or the next tick tells
+                    await self.client.stop(record.task.id)
 
     # -- helpers ---------------------------------------------------------------------------------------
 

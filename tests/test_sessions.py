@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -377,6 +378,30 @@ async def test_the_embedded_default_ends_also_where_nobody_waits_for_the_new_ser
         await asyncio.wait({configuring})
         may_end.set()
     assert ended.is_set()
+
+
+async def test_a_session_whose_agent_is_gone_is_asked_to_stop_again(
+    clearml_server: ClearMLUnderTest, tmp_path: Path
+) -> None:
+    """ClearML waits for the agent of a running session; that it is gone, it finds only when asked once more."""
+    async with manager_of(clearml_server, tmp_path, stop_patience=0.0) as manager:
+        session_id = (await manager.launch(SPEC)).id
+        clearml_server.call("workers.register", worker="machine:gpu0", queues=[])
+        clearml_server.call("tasks.started", task=session_id, force=True)
+        report = {"worker": "machine:gpu0", "task": session_id, "timestamp": int(time.time() * 1000)}
+        clearml_server.call("workers.status_report", **report)
+        await until(lambda: manager.get(session_id), Phase.STARTING)
+        await manager.shutdown(session_id)
+
+        async def asked_again() -> None:
+            while clearml_server.calls().count("tasks.stop") < 3:
+                assert (await manager.get(session_id)).phase is Phase.STOPPING
+                await asyncio.sleep(0.02)
+
+        await asyncio.wait_for(asked_again(), DEADLINE)
+        clearml_server.call("tasks.stopped", task=session_id, force=True)
+        ended = await until(lambda: manager.get(session_id), Phase.ENDED)
+        assert ended.error is None
 
 
 def test_a_session_that_does_not_come_on_is_looked_at_less_and_less_often(
