@@ -5,6 +5,7 @@ import { ICommandPalette, IToolbarWidgetRegistry } from '@jupyterlab/apputils';
 import { IDefaultFileBrowser, IFileBrowserFactory } from '@jupyterlab/filebrowser';
 import { ILauncher } from '@jupyterlab/launcher';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
+import { IStateDB } from '@jupyterlab/statedb';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import type { ITerminal } from '@jupyterlab/terminal';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
@@ -72,7 +73,8 @@ const plugin: JupyterFrontEndPlugin<void> = {
     ICommandPalette,
     ILauncher,
     IFileBrowserFactory,
-    IDefaultFileBrowser
+    IDefaultFileBrowser,
+    IStateDB
   ],
   activate: (
     app: JupyterFrontEnd,
@@ -83,7 +85,8 @@ const plugin: JupyterFrontEndPlugin<void> = {
     palette: ICommandPalette | null,
     launcher: ILauncher | null,
     fileBrowserFactory: IFileBrowserFactory | null,
-    defaultFileBrowser: IDefaultFileBrowser | null
+    defaultFileBrowser: IDefaultFileBrowser | null,
+    state: IStateDB | null
   ): void => {
     const translator = translatorOrNull ?? nullTranslator;
     const trans = translator.load(TRANSLATION_DOMAIN);
@@ -131,7 +134,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     document.body.append(announcer(sessions, trans));
     restorer?.add(panel, PANEL_ID);
     if (restorer) {
-      views.restore(restorer);
+      views.restore(restorer, state);
     }
     const category = trans.__('ClearML');
     for (const command of [...GLOBAL_COMMANDS, ...SESSION_COMMANDS]) {

@@ -11,6 +11,7 @@ import type { ITerminal, Terminal } from '@jupyterlab/terminal';
 import type { ITranslator, TranslationBundle } from '@jupyterlab/translation';
 import { newFolderIcon, refreshIcon, ToolbarButton } from '@jupyterlab/ui-components';
 
+import { ComingDrive, driveName } from './comingDrive';
 import { notifyError } from './notify';
 import { SessionError } from './request';
 import type { IPhaseChange, ISession, ISessionModel } from './tokens';
@@ -58,11 +59,10 @@ export class RemoteServices {
         0
       );
     }
-    const driveName = this._drive(session);
     const browser = factory.createFileBrowser(
       `jp-ClearML-files-${shortId(session.id)}`,
       {
-        driveName,
+        driveName: this._drive(session).name,
         auto: false,
         restore: false
       }
@@ -96,6 +96,12 @@ export class RemoteServices {
     return browser;
   }
 
+  /** Have a drive of that name before its session is there; what is asked of it waits for the session, if it comes. */
+  expectDrive(name: string, coming: Promise<ISession | null>): void {
+    const drive = coming.then(session => session && this._drive(session));
+    this._options.contents.addDrive(new ComingDrive(name, drive));
+  }
+
   /** The session is over: ask its server for nothing any more. */
   end(session: ISession): void {
     this._managers.get(session.id)?.dispose();
@@ -121,14 +127,15 @@ export class RemoteServices {
     }
   }
 
-  private _drive(session: ISession): string {
-    const name = `clearml-${shortId(session.id)}`;
-    if (!this._drives.has(name)) {
-      const drive = new Drive({ name, serverSettings: this._settings(session) });
+  private _drive(session: ISession): Drive {
+    const name = driveName(session.id);
+    let drive = this._drives.get(name);
+    if (!drive) {
+      drive = new Drive({ name, serverSettings: this._settings(session) });
       this._options.contents.addDrive(drive);
-      this._drives.add(name);
+      this._drives.set(name, drive);
     }
-    return name;
+    return drive;
   }
 
   private _terminals(session: ISession): TerminalManager {
@@ -162,8 +169,8 @@ export class RemoteServices {
   }
 
   private readonly _trans: TranslationBundle;
-  /** Names of drives; JupyterLab cannot take one away again. */
-  private readonly _drives = new Set<string>();
+  /** By name; JupyterLab cannot take one away again. */
+  private readonly _drives = new Map<string, Drive>();
   private readonly _managers = new Map<string, TerminalManager>();
   /** How many terminals are open, or about to be, by the id of their session. */
   private readonly _users = new Map<string, number>();

@@ -6,9 +6,10 @@ import {
   UseSignal,
   WidgetTracker
 } from '@jupyterlab/apputils';
-import { URLExt } from '@jupyterlab/coreutils';
+import { PageConfig, URLExt } from '@jupyterlab/coreutils';
 import type { IFileBrowserFactory } from '@jupyterlab/filebrowser';
 import type { ServiceManager } from '@jupyterlab/services';
+import type { IStateDB } from '@jupyterlab/statedb';
 import type { ITerminal } from '@jupyterlab/terminal';
 import type { ITranslator, TranslationBundle } from '@jupyterlab/translation';
 import {
@@ -28,6 +29,7 @@ import * as React from 'react';
 
 import { isLive } from './actions';
 import { PhaseChip } from './card';
+import { driveName, driveOf } from './comingDrive';
 import { editorIcon, sessionIcon } from './icons';
 import { LogView } from './log';
 import { notifyError } from './notify';
@@ -74,8 +76,8 @@ export class Views {
     _options.model.phaseChanged.connect(this._onPhase, this);
   }
 
-  /** Bring the views of the last time back. */
-  restore(restorer: ILayoutRestorer): void {
+  /** Bring the views of the last time back; and let JupyterLab bring back the documents from files of sessions. */
+  restore(restorer: ILayoutRestorer, state: IStateDB | null = null): void {
     const { commands } = this._options.app;
     commands.addCommand(RESTORE_COMMAND, {
       label: this._trans.__('Restore a view of a ClearML session'),
@@ -87,6 +89,15 @@ export class Views {
         (this._states.get(widget) ?? {}) as unknown as ReadonlyPartialJSONObject,
       name: widget => JSON.stringify(this._states.get(widget) ?? widget.id)
     });
+    this._restoreAddressed();
+    state
+      ?.toJSON()
+      .then(saved =>
+        Object.values(saved).forEach(
+          value => void this._expectDocument(savedPath(value))
+        )
+      )
+      .catch(notifyError);
   }
 
   /** Open a page of the session in a tab here; the open one, if there is one. */
@@ -337,14 +348,74 @@ export class Views {
       });
     }
     if (!view) {
-      this._untilReady(state.id)
-        .then(session =>
-          session && state.kind === 'files'
-            ? this.openFiles(session, false)
-            : session && this._terminal(session, state.name, false)
-        )
-        .catch(notifyError);
+      const coming = this._untilReady(() => model.get(state.id));
+      const opened =
+        state.kind === 'files'
+          ? this._afterStart(coming).then(
+              session => session && this.openFiles(session, false)
+            )
+          : coming.then(
+              session => session && this._terminal(session, state.name, false)
+            );
+      opened.catch(notifyError);
     }
+  }
+
+  /**
+   * The address of the page names the document in front. JupyterLab would look for the file browser of its drive at once,
+   * and show that there is none. Nearly always the document is in the workspace, and comes back with that.
+   */
+  private _restoreAddressed(): void {
+    const path = PageConfig.getOption('treePath');
+    if (!driveOf(path)) {
+      return;
+    }
+    PageConfig.setOption('treePath', '');
+    this._expectDocument(path)
+      .then(
+        session =>
+          session &&
+          !this._documents().some(widget => pathOf(widget) === path) &&
+          this._options.app.commands.execute('docmanager:open', { path })
+      )
+      .catch(notifyError);
+  }
+
+  /**
+   * JupyterLab opens documents itself, while it starts. Those from the files of a session are opened unread, at their
+   * old place; they are read when the session is ready, and go again without a word where it is gone.
+   */
+  private async _expectDocument(path: string): Promise<ISession | null> {
+    const drive = driveOf(path);
+    if (!drive) {
+      return null;
+    }
+    let coming = this._expected.get(drive);
+    if (!coming) {
+      const find = () =>
+        this._options.model.active.find(({ id }) => driveName(id) === drive);
+      coming = this._afterStart(this._untilReady(find));
+      this._expected.set(drive, coming);
+      this._remote.expectDrive(drive, coming);
+      void coming.then(session => {
+        if (!session) {
+          this._documents()
+            .filter(widget => driveOf(pathOf(widget)) === drive)
+            .forEach(widget => widget.dispose());
+        }
+      });
+    }
+    return coming;
+  }
+
+  private _documents(): Widget[] {
+    return [...this._options.app.shell.widgets('main')].filter(pathOf);
+  }
+
+  /** The files of a session are not asked for before JupyterLab has started: it would wait for them. */
+  private async _afterStart<T>(coming: Promise<T>): Promise<T> {
+    await this._options.app.restored;
+    return coming;
   }
 
   /** Whether there is a log to be read still: of a session that has ended there is. */
@@ -359,11 +430,11 @@ export class Views {
   }
 
   /** The session once it is ready; null where it is gone, or nobody connects it. */
-  private _untilReady(id: string): Promise<ISession | null> {
+  private _untilReady(find: () => ISession | undefined): Promise<ISession | null> {
     const { model } = this._options;
     const found = new PromiseDelegate<ISession | null>();
     const look = () => {
-      const session = model.get(id);
+      const session = find();
       if (session ? COMING.has(session.phase) : model.loading) {
         return;
       }
@@ -400,6 +471,8 @@ export class Views {
   private readonly _remote: RemoteServices;
   private readonly _tracker: WidgetTracker<MainAreaWidget<Widget>>;
   private readonly _states = new Map<Widget, IViewState>();
+  /** The sessions of documents, by the names of their drives. */
+  private readonly _expected = new Map<string, Promise<ISession | null>>();
   private _count = 0;
 }
 
@@ -412,10 +485,21 @@ function addressIn(frame: HTMLIFrameElement | null): string | undefined {
   }
 }
 
+/** The path of a document; empty where the widget is none. */
+function pathOf(widget: Widget): string {
+  return (widget as { context?: { path?: string } }).context?.path ?? '';
+}
+
+/** The path of the document that JupyterLab has saved so; empty where it is none. */
+function savedPath(value: unknown): string {
+  const path = (value as { data?: { path?: unknown } } | null)?.data?.path;
+  return typeof path === 'string' ? path : '';
+}
+
 export namespace Views {
   /** What views need. */
   export interface IOptions {
-    app: Pick<JupyterFrontEnd, 'commands' | 'shell'>;
+    app: Pick<JupyterFrontEnd, 'commands' | 'restored' | 'shell'>;
     model: ISessionModel;
     services: ServiceManager.IManager;
     fileBrowserFactory: IFileBrowserFactory | null;

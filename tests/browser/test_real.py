@@ -187,15 +187,29 @@ def test_the_main_job(page: Page, server: LabServer, tmp_path: Path) -> None:
 
     # -- and its files
     lab.command(card, "open-files").click()
-    expect(page.locator(".jp-ClearML-files .jp-DirListing-item", has_text="from-terminal.txt")).to_be_visible(
-        timeout=LAB_MS
-    )
+    file = page.locator(".jp-ClearML-files .jp-DirListing-item", has_text="from-terminal.txt")
+    expect(file).to_be_visible(timeout=LAB_MS)
+
+    # -- one of them in an editor, which the workspace notes
+    text = page.locator(".jp-FileEditor .cm-content")
+    opened = f"editor:clearml-{session_id[:8]}:"
+    with page.expect_request_finished(
+        lambda request: (
+            "/lab/api/workspaces/" in request.url
+            and request.method == "PUT"
+            and opened in (request.post_data or "")
+        ),
+        timeout=LAB_MS,
+    ):
+        file.dblclick()
+        expect(text).to_contain_text("typed-over-there", timeout=LAB_MS)
 
     # -- the log is there, and a reload of the page brings everything back
     page.reload()
     expect(lab.card(session_id)).to_have_attribute("data-phase", "ready", timeout=LAB_MS)
     card = lab.card(session_id)
     expect(page.locator(".jp-ClearML-page iframe")).to_have_count(1, timeout=LAB_MS)
+    expect(text).to_contain_text("typed-over-there", timeout=LAB_MS)
 
     # -- Shut down from the panel: the agent is free again
     lab.command(card, "shut-down").click()

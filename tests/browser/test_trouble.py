@@ -1,13 +1,13 @@
-"""The panel while something is wrong: events lost, a restarted or slow server, an expired login, two windows."""
+"""While something is wrong: events lost, a slow or restarted server, an expired login; two windows."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, WebSocketRoute, expect
+from playwright.sync_api import BrowserContext, Request, Route, WebSocketRoute, expect
 
 from jupyterlab_clearml_session.errors import ClearMLUnreachable
 from jupyterlab_clearml_session.models import Phase
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.browser
 
 API = "**/clearml-session/api/**"
 EVENTS = re.compile(r"/api/events/subscribe")
+FILES = re.compile(r"/clearml-session/proxy/\w+/jupyter/api/contents(/[^?]*)?")
 AGAIN_MS = 40_000
 
 
@@ -143,3 +144,96 @@ def test_an_upload_shows_how_far_it_is_and_is_ended_by_cancel(lab: LabPage, stag
     lab.dialog.get_by_role("button", name="Cancel").click()
     expect(lab.card(session["id"])).to_have_attribute("data-phase", "stopping")
     assert len(stage.calls("DELETE", f"sessions/{session['id']}")) == 1
+
+
+def remote_file(route: Route) -> None:
+    """Answer as a session whose only file is a note."""
+    note: dict[str, object] = {
+        "name": "note.txt",
+        "path": "note.txt",
+        "type": "file",
+        "writable": True,
+        "created": "2026-11-22T10:00:00Z",
+        "last_modified": "2026-11-22T10:00:00Z",
+        "mimetype": None,
+        "content": None,
+        "format": None,
+    }
+    path = (FILES.search(route.request.url) or [""])[1]
+    if path and path.endswith("/checkpoints"):
+        route.fulfill(json=[{"id": "checkpoint", "last_modified": note["last_modified"]}])
+    elif path and path.endswith("/note.txt"):
+        read = "content=0" not in route.request.url
+        text = {"content": "kept over there", "format": "text", "mimetype": "text/plain"}
+        route.fulfill(json=note | (text if read else {}))
+    else:
+        folder = {"name": "", "path": "", "type": "directory", "format": "json", "content": [note]}
+        route.fulfill(json=note | folder)
+
+
+def test_a_document_of_a_session_comes_back_with_it_and_goes_quietly_without(
+    lab: LabPage, stage: Stage
+) -> None:
+    session = stage.put(1, Phase.READY)
+    path = f"clearml-{session['id'][:8]}:note.txt"
+    local = lab.server.folder / "notebooks" / path
+    local.write_text("of this machine")
+    lab.page.route(FILES, remote_file)
+
+    def keeps(document: bool) -> Callable[[Request], bool]:
+        """Tell the request that saves the workspace with the document, or without."""
+
+        def matches(request: Request) -> bool:
+            saves = "/lab/api/workspaces/" in request.url and request.method == "PUT"
+            return saves and (f"editor:{path}" in (request.post_data or "")) is document
+
+        return matches
+
+    listed = lab.page.locator(".jp-ClearML-files .jp-DirListing-item", has_text="note.txt")
+    tab = lab.page.locator("#jp-main-dock-panel").get_by_role("tab", name="note.txt")
+    text = lab.page.locator(".jp-FileEditor .cm-content")
+    splash = lab.page.locator("#jupyterlab-splash")
+    lab.open()
+    lab.command(lab.card(session["id"]), "open-files").click()
+    with lab.page.expect_request_finished(keeps(True), timeout=AGAIN_MS):
+        listed.dblclick()
+        expect(text).to_have_text("kept over there")
+
+    # -- JupyterLab starts without waiting for the session, and asks nobody else for its file
+    stage.put(1, Phase.CONNECTING)
+    lab.page.reload()
+    expect(lab.card(session["id"])).to_have_attribute("data-phase", "connecting", timeout=AGAIN_MS)
+    expect(splash).to_have_count(0, timeout=AGAIN_MS)
+    expect(tab).to_have_count(1)
+    expect(text).to_have_text("")
+    expect(lab.dialog).to_have_count(0)
+    stage.put(1, Phase.READY)
+    expect(text).to_have_text("kept over there")
+
+    # -- the same where it is ready from the first, but slow to answer
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    lab.page.route(FILES, hold)
+    with lab.page.expect_request(FILES, timeout=AGAIN_MS):
+        lab.page.reload()
+    expect(splash).to_have_count(0, timeout=AGAIN_MS)
+    expect(tab).to_have_count(1)
+    lab.page.unroute(FILES, hold)
+    for route in held:
+        remote_file(route)
+    expect(text).to_have_text("kept over there", timeout=AGAIN_MS)
+    lab.page.locator("#jp-main-dock-panel").get_by_role("tab", name="(files)").click()
+    expect(listed).to_be_visible()
+
+    # -- the session is gone
+    stage.remove(1)
+    with lab.page.expect_request_finished(keeps(False), timeout=AGAIN_MS):
+        lab.page.reload()
+    expect(splash).to_have_count(0, timeout=AGAIN_MS)
+    expect(tab).to_have_count(0)
+    expect(lab.dialog).to_have_count(0)
+    local.unlink()
+    assert lab.complaints == []

@@ -1,6 +1,11 @@
 import type { ILayoutRestorer } from '@jupyterlab/application';
-import { Notification } from '@jupyterlab/apputils';
+import { LayoutRestorer } from '@jupyterlab/application';
+import { Notification, WidgetTracker } from '@jupyterlab/apputils';
+import { PageConfig } from '@jupyterlab/coreutils';
 import type { FileBrowser } from '@jupyterlab/filebrowser';
+import type { Contents } from '@jupyterlab/services';
+import { ContentsManager, ServerConnection } from '@jupyterlab/services';
+import { StateDB } from '@jupyterlab/statedb';
 import type { Terminal } from '@jupyterlab/terminal';
 import { CommandRegistry } from '@lumino/commands';
 import { PromiseDelegate } from '@lumino/coreutils';
@@ -21,7 +26,7 @@ afterEach(() => {
   jest.restoreAllMocks();
 });
 
-function viewsOf(model: SessionModel) {
+function viewsOf(model: SessionModel, changes: object = {}) {
   const widgets: Widget[] = [];
   const activateById = jest.fn();
   const commands = new CommandRegistry();
@@ -33,14 +38,17 @@ function viewsOf(model: SessionModel) {
           widgets.push(widget);
           Widget.attach(widget, document.body);
         },
-        activateById
-      }
+        activateById,
+        widgets: () => widgets
+      },
+      restored: Promise.resolve()
     },
     model,
     services: {},
     fileBrowserFactory: null,
     terminalOptions: async () => ({}),
-    translator: nullTranslator
+    translator: nullTranslator,
+    ...changes
   } as unknown as Views.IOptions);
   return { views, widgets, commands, activateById };
 }
@@ -242,4 +250,131 @@ describe('the files of a session', () => {
       model.dispose();
     }
   );
+});
+
+describe('the documents of a session', () => {
+  const PATH = 'clearml-00000000:notes/plan.md';
+  const URL_OF_FILE = `http://localhost/clearml-session/proxy/${id(1)}/jupyter/api/contents/notes/plan.md`;
+
+  /** What JupyterLab makes of a document: an editor that reads it when it is there. */
+  class Editor extends Widget {
+    constructor(
+      readonly context: { path: string },
+      contents: Contents.IManager
+    ) {
+      super();
+      contents.get(context.path, { type: 'file', content: true }).then(
+        ({ content }) => (this.node.textContent = String(content)),
+        reason => (this.node.textContent = String(reason))
+      );
+    }
+  }
+
+  /** JupyterLab starts with a document of a session open; its own plugins come before ours. */
+  async function restarted(phase: Phase | null, isSaved = true) {
+    const call = jest
+      .spyOn(ServerConnection, 'makeRequest')
+      .mockImplementation(async () =>
+        Response.json({
+          name: 'plan.md',
+          path: 'notes/plan.md',
+          type: 'file',
+          writable: true,
+          created: '2026-11-22T10:00:00Z',
+          last_modified: '2026-11-22T10:00:00Z',
+          mimetype: 'text/markdown',
+          content: 'over there',
+          format: 'text'
+        })
+      );
+    const events = new Events();
+    const found = phase ? [session(1, phase)] : [];
+    const sessions = jest.fn().mockResolvedValue({ sessions: found, revision: 1 });
+    const api = fakeAPI({ sessions });
+    const model = new SessionModel({ api, events: events.stream });
+    const contents = new ContentsManager();
+    const { views, widgets, commands } = viewsOf(model, { services: { contents } });
+
+    const loaded = new PromiseDelegate<StateDB.DataTransform>();
+    const state = new StateDB({ transform: loaded.promise });
+    const started = new PromiseDelegate<void>();
+    const restorer = new LayoutRestorer({
+      connector: state,
+      first: started.promise,
+      registry: commands
+    });
+    commands.addCommand('docmanager:open', {
+      execute: async ({ path }) => {
+        await contents.get(String(path), { content: false });
+        const editor = new Editor({ path: String(path) }, contents);
+        widgets.push(editor);
+        editor.disposed.connect(() => widgets.splice(widgets.indexOf(editor), 1));
+      }
+    });
+    void restorer.restore(new WidgetTracker({ namespace: 'editor' }), {
+      command: 'docmanager:open',
+      name: () => PATH
+    });
+    views.restore(restorer, state);
+    started.resolve();
+    const saved = { [`editor:${PATH}`]: { data: { path: PATH, factory: 'Editor' } } };
+    loaded.resolve({ type: 'overwrite', contents: isSaved ? saved : {} });
+    await restorer.restored;
+    return { model, events, widgets, contents, call };
+  }
+
+  it('are at their place before anybody is asked for them, and read when it is ready', async () => {
+    const { model, events, widgets, call } = await restarted('connecting');
+    expect(widgets).toHaveLength(1);
+    model.start();
+    await model.ready;
+    await settle();
+    expect(call).not.toHaveBeenCalled();
+    events.changed(2, session(1, 'ready'));
+    await settle();
+    expect(widgets.map(({ node }) => node.textContent)).toEqual(['over there']);
+    expect(call.mock.calls.map(([url]) => url.split('?')[0])).toEqual([URL_OF_FILE]);
+    model.dispose();
+  });
+
+  it.each<Phase | null>([null, 'ended', 'services_up', 'failed'])(
+    'go quietly where it is %s',
+    async phase => {
+      const { model, widgets, contents, call } = await restarted(phase);
+      const [{ node }] = widgets;
+      model.start();
+      await model.ready;
+      await settle();
+      expect(widgets).toEqual([]);
+      expect(node.textContent).toBe(''); // JupyterLab shows a dialog for what it is told
+      await expect(contents.get(PATH, { content: false })).rejects.toThrow(
+        'not connected'
+      );
+      expect(call).not.toHaveBeenCalled();
+      model.dispose();
+    }
+  );
+
+  it.each([true, false])(
+    'that the address of the page names are opened once (in the workspace: %s)',
+    async isSaved => {
+      PageConfig.setOption('treePath', PATH);
+      const { model, widgets } = await restarted('ready', isSaved);
+      // JupyterLab would show that it finds no file browser for it.
+      expect(PageConfig.getOption('treePath')).toBe('');
+      model.start();
+      await model.ready;
+      await settle();
+      expect(widgets.map(({ node }) => node.textContent)).toEqual(['over there']);
+      model.dispose();
+    }
+  );
+
+  it('are left to JupyterLab where they are of this machine', async () => {
+    PageConfig.setOption('treePath', 'notes/clearml-00000000:plan.md');
+    const { model } = await restarted('ready', false);
+    expect(PageConfig.getOption('treePath')).toBe('notes/clearml-00000000:plan.md');
+    PageConfig.setOption('treePath', '');
+    model.dispose();
+  });
 });
