@@ -259,6 +259,22 @@ def test_one_that_goes_in_the_middle_does_not_disturb_the_others(stage: Stage) -
     stage.until(lambda: stage.cancelled == 1)
 
 
+def test_one_that_asks_for_signs_of_life_gets_large_messages_whole(stage: Stage) -> None:
+    sock, other = stage.context.socket(zmq.SUB), stage.subscribe(b"other")
+    sock.setsockopt(zmq.HEARTBEAT_IVL, 50)
+    sock.setsockopt(zmq.SUBSCRIBE, b"topic")
+    sock.connect(f"ipc://{stage.path}")
+    stage.until(lambda: stage.newest is not None and stage.newest.impatient)
+    # The rest of it may come after an outage: ZMQ would have given the connection up, and the message with it.
+    assert not stage.publisher.begin([b"topic"])
+    assert stage.publisher.publish([b"topic", LARGE])
+    assert stage.get(sock) == [b"topic", LARGE]
+    assert stage.publisher.begin([b"other"]), "it is none of its business"
+    stage.publisher.part(0, False)
+    stage.publisher.end()
+    assert stage.get(other) == [b"other", b""]
+
+
 # -- slow subscribers --------------------------------------------------------------------------------------
 
 

@@ -97,9 +97,12 @@ class Publisher:
     # -- a large message, while it comes -------------------------------------------------------------------
 
     def begin(self, parts: list[Any]) -> bool:
-        """Begin a message with these parts; `part` and `data` follow, then `end`. False where somebody is full."""
+        """Begin a message with these parts; `part` and `data` follow, then `end`.
+
+        False where somebody is full, or would not wait for the rest.
+        """
         wanting = self._wanting(parts)
-        if any(subscriber.full for subscriber in wanting):
+        if any(subscriber.full or subscriber.impatient for subscriber in wanting):
             return False
         self._passing = wanting
         for part in parts:

@@ -28,6 +28,8 @@ class Subscriber:
 
     def __init__(self, sock: socket.socket) -> None:
         self.topics: Counter[bytes] = Counter()
+        self.impatient = False
+        """True once it has asked for a sign of life: in the middle of a message it gets none, and would go."""
         self._socket = sock
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -75,6 +77,7 @@ class Subscriber:
                 self.topics += Counter()  # forgets those that are not wanted any more
                 changes.append((False, topic))
             elif body.startswith(_PING):
+                self.impatient = True
                 self._answers.append(zmtp.command(_PONG + body[_CONTEXT]))
         return changes
 
