@@ -318,6 +318,25 @@ def test_what_waits_is_sent_after_the_end_for_a_moment(stage: Stage, monkeypatch
     assert not stage.path.exists()
 
 
+@pytest.mark.parametrize("end", ["abandon", "close"])
+def test_half_of_a_message_does_not_take_those_before_it_along(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(publisher_module, "LINGER", 60.0)
+    sock = stage.connect_subscribed()
+    larger = LARGE * 8  # than what the system takes at once
+    stage.publisher.publish([b"topic", larger])
+    assert stage.publisher.begin([b"topic"])
+    stage.publisher.part(10, False)
+    getattr(stage.publisher, end)()
+    sock.setblocking(True)
+    got = bytearray()
+    while data := sock.recv(1 << 20):
+        got += data
+    whole = b"\1\5topic" + struct.pack("!BQ", 2, len(larger)) + larger
+    assert got == whole + b"\1\5topic\0\12"
+
+
 def test_the_moment_ends(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher_module, "LINGER", 0.05)
     stage.connect_subscribed()

@@ -125,10 +125,13 @@ class Publisher:
             self._send(subscriber, subscriber.answers())
 
     def abandon(self) -> None:
-        """The rest of the message will not come: who has its beginning is let go, and connects again."""
+        """The rest of the message will not come: who has its beginning is let go, and connects again.
+
+        What waited for it before is still sent on for a moment.
+        """
         passing, self._passing = self._passing, []
         for subscriber in passing:
-            self._drop(subscriber)
+            self._drop(subscriber, LINGER)
 
     def _pass_on(self, data: bytes | memoryview) -> None:
         for subscriber in list(self._passing):
@@ -191,11 +194,11 @@ class Publisher:
                 self._on_cancel()
         self._send(subscriber, [] if subscriber in self._passing else subscriber.answers())
 
-    def _drop(self, subscriber: Subscriber) -> None:
+    def _drop(self, subscriber: Subscriber, linger: float = 0.0) -> None:
         self._subscribers.remove(subscriber)
         if subscriber in self._passing:
             self._passing.remove(subscriber)
         self._loop.unwatch(subscriber.fileno())
-        subscriber.close()
+        subscriber.close(linger)
         for _ in subscriber.topics.elements():
             self._on_cancel()
