@@ -348,6 +348,20 @@ def test_the_moment_ends(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not thread.is_alive()
 
 
+def test_where_no_thread_is_left_there_is_no_such_moment(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock = stage.connect_subscribed()
+    stage.publisher.publish([b"topic", LARGE * 8])
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    stage.publisher.close()
+    stage.until(lambda: stage.is_let_go(sock))
+
+
 # -- connections -------------------------------------------------------------------------------------------
 
 

@@ -94,11 +94,12 @@ class Subscriber:
             self._waiting[-1] = memoryview(bytes(self._waiting[-1]))
 
     def close(self, linger: float = 0.0) -> None:
-        """Close; what waits is still sent for ``linger`` seconds, by a thread of its own."""
+        """Close; what waits is still sent for ``linger`` seconds, by a thread of its own, if there can be one."""
         if linger and self._waiting:
-            threading.Thread(target=self._finish, args=[time.monotonic() + linger]).start()
-        else:
-            self._socket.close()
+            with contextlib.suppress(RuntimeError):  # no thread is left, or the interpreter ends
+                threading.Thread(target=self._finish, args=[time.monotonic() + linger]).start()
+                return
+        self._socket.close()
 
     def _flush(self) -> None:
         while self._waiting:
