@@ -421,3 +421,21 @@ def test_newcomers_are_let_in_again_when_there_are_descriptors(
     assert not refused
     stage.publisher.publish([b"topic"])
     assert stage.get(sock) == [b"topic"]
+
+
+def test_one_that_has_gone_before_it_was_let_in_disturbs_nobody(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_option, gone = socket.socket.setsockopt, [OSError(errno.EINVAL, "Invalid argument")]
+
+    def has_no_options(sock: socket.socket, *option: Any) -> None:
+        if gone:
+            raise gone.pop()  # as on macOS
+        set_option(sock, *option)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", has_no_options)
+    stage.connect().close()
+    stage.until(lambda: not gone)
+    sock = stage.subscribe()
+    stage.publisher.publish([b"topic"])
+    assert stage.get(sock) == [b"topic"]

@@ -176,7 +176,11 @@ class Publisher:
             again.daemon = True
             again.start()
             return
-        subscriber = Subscriber(sock)
+        try:
+            subscriber = Subscriber(sock)
+        except OSError:  # macOS, where it has gone already: its socket has no options any more
+            sock.close()
+            return
         self._subscribers.append(subscriber)
         self._loop.watch(subscriber.fileno(), lambda: self._on_ready(subscriber))
         self._send(subscriber, [zmtp.greeting()])
