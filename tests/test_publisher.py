@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,20 @@ def test_one_that_is_full_holds_up_the_others_until_it_is_passed_over(
     assert got == [*(str(number).encode() for number in range(count)), b"last"]
     stage.read(slow, count * 100_000)
     assert stage.publisher.publish([b"topic"]), "it has caught up"
+
+
+def test_those_who_are_slow_share_what_waits_for_them(stage: Stage) -> None:
+    slow = [stage.connect_subscribed() for _ in range(3)]
+    data = LARGE * 8
+    head = b"\1\5topic\1\6header" + struct.pack("!BQ", 2, len(data))
+    tracemalloc.start()
+    try:
+        stage.send_large(data)
+        assert tracemalloc.get_traced_memory()[0] < 1.5 * len(data)
+    finally:
+        tracemalloc.stop()
+    for sock in slow:
+        assert stage.read(sock, len(head) + len(data)) == head + data
 
 
 def test_what_waits_is_sent_after_the_end_for_a_moment(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,8 +134,11 @@ class Publisher:
             self._drop(subscriber, LINGER)
 
     def _pass_on(self, data: bytes | memoryview) -> None:
+        lent = not any(subscriber.pending for subscriber in self._passing)
+        if not lent:
+            data = bytes(data)  # one copy for all who do not keep up
         for subscriber in list(self._passing):
-            self._send(subscriber, [data], lent=True)
+            self._send(subscriber, [data], lent=lent)
 
     # -- subscribers ---------------------------------------------------------------------------------------
 
