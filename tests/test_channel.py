@@ -178,6 +178,36 @@ kernel.session.send(
     client.close()
 
 
+def test_large_messages_among_small_ones_come_whole_and_in_order(
+    channel: SessionChannel, lines: Lines, tmp_path: Path
+) -> None:
+    client = talk(channel, start_kernel(channel, tmp_path))
+    client.run("1")
+    go, done = tmp_path / "go", tmp_path / "done"
+    code = f"""
+import pathlib, time
+while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)
+for i in range(40):
+    print(i, flush=True)
+    get_ipython().display_pub.publish({{"text/plain": chr(65 + i % 26) * 1_000_000}})
+pathlib.Path({str(done)!r}).touch()
+"""
+    request = client.client.execute(code)
+    while client.next()["msg_type"] != "execute_input":
+        pass
+    lines.break_off(channel)
+    go.touch()
+    wait_until(done.exists)
+    lines.come_back(channel)  # the end of one message and the beginning of the next come in one frame now
+    got = [
+        message["content"].get("text") or message["content"]["data"]["text/plain"]
+        for message in client.until_idle(request)
+        if message["msg_type"] in ("stream", "display_data")
+    ]
+    assert "".join(got) == "".join(f"{i}\n" + chr(65 + i % 26) * 1_000_000 for i in range(40))
+    client.close()
+
+
 def test_clients_go_on_with_the_next_kernel_after_half_of_a_large_message(
     machine: RemoteMachine, tmp_path: Path
 ) -> None:

@@ -51,7 +51,7 @@ def test_messages_survive_any_portions(messages: list[tuple[int, list[bytes]]], 
     reader, got, position, turn = MessageReader(), [], 0, 0
     while position < len(data):
         size = portions[turn % len(portions)]
-        got += reader.feed(memoryview(data)[position : position + size])
+        got += list(reader.feed(memoryview(data)[position : position + size]))
         position, turn = position + size, turn + 1
     assert [(channel, [bytes(part) for part in parts]) for channel, parts in got] == messages
     assert reader.pending == 0
@@ -62,7 +62,7 @@ def test_a_large_part_comes_whole() -> None:
     data = b"".join(bytes(b) for b in pack_message(IOPUB, [b"topic", part, b""]))
     reader, got = MessageReader(), []
     for start in range(0, len(data), 100_000):
-        got += reader.feed(memoryview(data)[start : start + 100_000])
+        got += list(reader.feed(memoryview(data)[start : start + 100_000]))
     assert [[bytes(part) for part in parts] for _, parts in got] == [[b"topic", part, b""]]
 
 
@@ -118,6 +118,30 @@ def test_large_parts_are_passed_on_while_they_come(
         index = following.index(message)
         following = (next(whole, None), following[1]) if index == 0 else (following[0], next(passed_on, None))
     assert following == (None, None)
+
+
+def test_a_message_is_given_before_the_large_one_after_it_begins() -> None:
+    messages = [[b"a"], [b"topic", bytes(300_000)], [b"b"], [b"c"], [b"topic", bytes(300_000)], [b"d"]]
+    data = memoryview(b"".join(bytes(b) for parts in messages for b in pack_message(1, parts)))
+    events: list[Any] = []
+
+    class Noted(Passed):
+        def end(self) -> None:
+            events.append("end")
+
+    def begin(channel: int, parts: list[Any]) -> Noted:
+        events.append("begin")
+        noted = Noted()
+        noted.messages.append((channel, []))
+        noted._more = True
+        return noted
+
+    reader = MessageReader(begin)
+    for start in range(
+        0, len(data), 200_000
+    ):  # in some there is a small one and the beginning of a large one
+        events += (parts for _, parts in reader.feed(data[start : start + 200_000]))
+    assert events == [[b"a"], "begin", "end", [b"b"], [b"c"], "begin", "end", [b"d"]]
 
 
 @settings(max_examples=60)

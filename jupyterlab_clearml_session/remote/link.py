@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from .messages import LargeMessage, MessageReader, pack_message
@@ -51,13 +51,13 @@ class Stream:
         # From which offset on this stream waits until another one has been sent up to one of its own.
         self._waits: deque[tuple[int, Stream, int]] = deque()
 
-    def receive(self, offset: int, data: memoryview) -> list[tuple[int, list[Any]]]:
-        """Return the messages that these bytes complete; bytes that were here before are discarded."""
+    def receive(self, offset: int, data: memoryview) -> Iterator[tuple[int, list[Any]]]:
+        """Give the messages that these bytes complete, one by one; bytes that were here before are discarded."""
         if offset > self.received:
             raise ProtocolError("bytes of a stream are missing")
         fresh = data[self.received - offset :]
         self.received += len(fresh)
-        return self._reader.feed(fresh) if fresh else []
+        return self._reader.feed(fresh)
 
     def wait_for(self, other: Stream, offset: int) -> None:
         """Send what is added from now on after what ``other`` has before ``offset``, on each wire."""

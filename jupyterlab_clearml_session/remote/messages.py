@@ -11,7 +11,7 @@ import hmac
 import mmap
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 SHELL, IOPUB, STDIN, CONTROL, REQUEST, EVENT = 0, 1, 2, 3, 4, 5
@@ -78,9 +78,11 @@ class MessageReader:
         self.pending = 0
         """Bytes taken of the message that is not whole yet."""
 
-    def feed(self, data: memoryview) -> list[tuple[int, list[Any]]]:
-        """Return the messages that ``data`` completes, without those that were passed on while they came."""
-        messages = []
+    def feed(self, data: memoryview) -> Iterator[tuple[int, list[Any]]]:
+        """Give the messages that ``data`` completes, without those that were passed on while they came.
+
+        Each is given before a large one that follows it begins.
+        """
         position, end = 0, len(data)
         while position < end:
             begin = position
@@ -90,13 +92,13 @@ class MessageReader:
                 position = self._feed_parts(data, position)
             self.pending += position - begin
             if self._lengths is not None and len(self._parts) == len(self._lengths):
-                if self._large is None:
-                    messages.append((self._channel, self._parts))
-                else:
-                    self._large.end()
+                parts, large = self._parts, self._large
                 self._lengths, self._parts, self._large = None, [], None
                 self.pending = 0
-        return messages
+                if large is None:
+                    yield self._channel, parts
+                else:
+                    large.end()
 
     def _feed_head(self, data: memoryview, position: int) -> int:
         head = self._head
