@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 
 from ..remote.loop import Loop
+from ..remote.messages import HUGE, allocate
 from . import zmtp
 from .subscriber import Subscriber
 
@@ -53,6 +54,8 @@ class Publisher:
         self._subscribers: list[Subscriber] = []
         self._passing: list[Subscriber] = []
         """Those who are in the middle of a large message."""
+        self._room = memoryview(b"")
+        """Where the next copy of its bytes goes."""
 
     def bind(self) -> None:
         """Make the socket's file, where it is not there. Raises OSError."""
@@ -120,7 +123,7 @@ class Publisher:
 
     def end(self) -> None:
         """All of the message has been given."""
-        passing, self._passing = self._passing, []
+        passing = self._passed()
         for subscriber in passing:
             self._send(subscriber, subscriber.answers())
 
@@ -129,16 +132,28 @@ class Publisher:
 
         What waited for it before is still sent on for a moment.
         """
-        passing, self._passing = self._passing, []
+        passing = self._passed()
         for subscriber in passing:
             self._drop(subscriber, LINGER)
+
+    def _passed(self) -> list[Subscriber]:
+        passing, self._passing, self._room = self._passing, [], memoryview(b"")
+        return passing
 
     def _pass_on(self, data: bytes | memoryview) -> None:
         lent = not any(subscriber.pending for subscriber in self._passing)
         if not lent:
-            data = bytes(data)  # one copy for all who do not keep up
+            data = self._copy(data)  # one for all who do not keep up
         for subscriber in list(self._passing):
             self._send(subscriber, [data], lent=lent)
+
+    def _copy(self, data: bytes | memoryview) -> memoryview:
+        """Many small copies would leave the process as large as it was, long after they were read."""
+        if len(self._room) < len(data):
+            self._room = allocate(max(HUGE, len(data)))
+        copy, self._room = self._room[: len(data)], self._room[len(data) :]
+        copy[:] = data
+        return copy
 
     # -- subscribers ---------------------------------------------------------------------------------------
 

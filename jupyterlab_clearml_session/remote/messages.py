@@ -146,12 +146,12 @@ class MessageReader:
         if self._large is None and length >= LARGE and self._on_large is not None:
             self._large = self._on_large(self._channel, self._parts)
         if self._large is None:
-            self._room = _allocate(length)
+            self._room = allocate(length)
         else:
             self._large.part(length, more)
 
 
-def _allocate(length: int) -> memoryview:
+def allocate(length: int) -> memoryview:
     """Return room for a part. Fresh memory is costly page by page, so large parts get huge pages."""
     if length < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return memoryview(bytearray(length))
