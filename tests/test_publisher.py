@@ -281,12 +281,12 @@ def test_one_that_asks_for_signs_of_life_gets_large_messages_whole(stage: Stage)
 # -- slow subscribers --------------------------------------------------------------------------------------
 
 
-def fill(stage: Stage) -> int:
-    """Publish until a subscriber that does not read is full; return how many messages that were."""
+def fill(stage: Stage, quick: Subscriber) -> int:
+    """Publish until one that does not read is full, ``quick`` never is; return how many messages that were."""
     count = 0
     while stage.publisher.publish([b"topic", bytes(100_000), str(count).encode()]):
         count += 1
-        stage.loop.turn(0)
+        stage.until(lambda: not quick.pending)
     return count
 
 
@@ -295,7 +295,8 @@ def test_one_that_is_full_holds_up_the_others_until_it_is_passed_over(
 ) -> None:
     monkeypatch.setattr(subscriber_module, "OUTPUT_QUEUE", 20)
     slow, quick = stage.connect_subscribed(), stage.subscribe()
-    count = fill(stage)
+    assert stage.newest is not None
+    count = fill(stage, stage.newest)
     assert not stage.publisher.begin([b"topic"])
     assert stage.publisher.publish([b"topic", b"", b"last"], drop=True)
     got = [stage.get(quick)[-1] for _ in range(count + 1)]
