@@ -140,9 +140,13 @@ def test_a_terminal_opens_over_there(lab: LabServer, session: dict[str, Any]) ->
 def test_the_log_is_there_and_holds_no_secret(
     lab: LabServer, session: dict[str, Any], local_mode: ClearMLUnderTest
 ) -> None:
-    lines = lab.api("GET", f"sessions/{session['id']}/log?limit=1000")["lines"]
-    text = "\n".join(line["text"] for line in lines)
-    assert "token=***" in text
+    def said() -> str:
+        lines = lab.api("GET", f"sessions/{session['id']}/log?limit=1000")["lines"]
+        return "\n".join(line["text"] for line in lines)
+
+    # The agent sends what it has read every few seconds: a session can be ready before its log says so.
+    lab.until(lambda: "token=***" in said())
+    text = said()
     assert "PRIVATE KEY" not in text
     runtime = local_mode.task(session["id"])["runtime"]
     for secret in (runtime["_ssh_password"], runtime["_jupyter_token"].strip()):
