@@ -94,9 +94,8 @@ def draft(spec: LaunchSpec, given: Materials) -> dict[str, Any]:
     script = _script(spec, source)
     repository = repository_name(script)
     if spec.store_workspace and init_script.LINK_VARIABLE not in (script.get("diff") or ""):
-        repository = (
-            ""  # the script of a base Task, which does not keep the link out of the workspace's archive
-        )
+        # The script of a base Task, which does not keep the link out of the workspace's archive.
+        repository = ""
     text = spec.init_script or init_script.user_text(_configured(source, INIT_CONFIGURATION))
     parameters = _parameters(spec, source)
     container = _container(spec, source, parameters)

@@ -72,11 +72,8 @@ class Publisher:
         """Let everybody go, with what waits for them sent on for a moment, and remove the file."""
         self._unlisten()
         self._path.unlink(missing_ok=True)
-        self.abandon()
-        for subscriber in self._subscribers:
-            self._loop.unwatch(subscriber.fileno())
-            subscriber.close(LINGER)
-        self._subscribers.clear()
+        for subscriber in list(self._subscribers):
+            self._drop(subscriber, LINGER)
 
     def publish(self, parts: list[Any], *, drop: bool = False) -> bool:
         """Send a message to all who want it; False where one of them is full, and then to nobody.
@@ -115,16 +112,19 @@ class Publisher:
 
     def part(self, length: int, more: bool) -> None:
         """Begin the next part of so many bytes; ``more``: another one follows it."""
-        self._pass_on(zmtp.frame_head(length, more))
+        self.data(zmtp.frame_head(length, more))
 
     def data(self, data: bytes | memoryview) -> None:
         """Send bytes of the part; they are only lent."""
-        self._pass_on(data)
+        lent = not any(subscriber.pending for subscriber in self._passing)
+        if not lent:
+            data = self._copy(data)  # one for all who do not keep up
+        for subscriber in list(self._passing):
+            self._send(subscriber, [data], lent=lent)
 
     def end(self) -> None:
         """All of the message has been given."""
-        passing = self._passed()
-        for subscriber in passing:
+        for subscriber in self._passed():
             self._send(subscriber, subscriber.answers())
 
     def abandon(self) -> None:
@@ -132,20 +132,12 @@ class Publisher:
 
         What waited for it before is still sent on for a moment.
         """
-        passing = self._passed()
-        for subscriber in passing:
+        for subscriber in self._passed():
             self._drop(subscriber, LINGER)
 
     def _passed(self) -> list[Subscriber]:
         passing, self._passing, self._room = self._passing, [], memoryview(b"")
         return passing
-
-    def _pass_on(self, data: bytes | memoryview) -> None:
-        lent = not any(subscriber.pending for subscriber in self._passing)
-        if not lent:
-            data = self._copy(data)  # one for all who do not keep up
-        for subscriber in list(self._passing):
-            self._send(subscriber, [data], lent=lent)
 
     def _copy(self, data: bytes | memoryview) -> memoryview:
         """Many small copies would leave the process as large as it was, long after they were read."""

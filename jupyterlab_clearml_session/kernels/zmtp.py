@@ -9,9 +9,10 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from ..remote.messages import SMALL
+
 MORE, LONG, COMMAND = 1, 2, 4
 """Flags of a frame: another one of the message follows, the length has eight bytes, it is no message."""
-SMALL = 64 * 1024
 LIMIT = 64 * 1024
 """Largest frame in bytes that a subscriber may send: a topic, or a command."""
 _GREETING = struct.Struct("!B8sBBB20sB31x")
@@ -114,7 +115,7 @@ def _check_ready(flags: int, body: bytes) -> None:
         try:
             name_end = 1 + rest[0]
             (length,) = _PROPERTY_LENGTH.unpack_from(rest, name_end)
-        except (IndexError, struct.error) as error:
+        except struct.error as error:
             raise ZmtpError("not a property") from error
         begin = name_end + _PROPERTY_LENGTH.size
         if rest[1:name_end].lower() == b"socket-type":
